@@ -10,7 +10,7 @@ def main() -> None:
     """Run the command line."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
-    from eve_vl.cli import main as run  # now, so that Ctrl-C may come meanwhile
+    from eve_vl.cli.main import main as run  # now, so that Ctrl-C may come meanwhile
 
     run()
 

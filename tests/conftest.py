@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.report import page
 from helpers import shortcuts  # noqa: F401
 from helpers.forked import CONTEXT, PRELOAD, Forked

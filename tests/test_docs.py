@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eve_vl import cli
-from eve_vl.cli import common, main, predict, runs, train
+from eve_vl.cli import parsing, train
+from eve_vl.cli.main import main
+from eve_vl.cli.recipe_flags import early_flags
 from eve_vl.config import Config
 from eve_vl.eve import Eve
 from eve_vl.recipes.registry import EITHER, get_recipe, recipes
@@ -289,21 +289,15 @@ def test_blocks_run(page: Path, world: Path, tmp_path: Path, monkeypatch):
 
 @pytest.mark.parametrize("page", with_blocks(is_run=False))
 def test_other_blocks_parse(page: Path, monkeypatch):
-    def stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
-        def parsed(*args: Any, **kwargs: Any) -> Any:
-            parse(*args, **kwargs)
-            raise Parsed
-
-        return parsed
+    def stop_after_parsing(_args: object) -> None:
+        raise Parsed
 
     def start(_verb: str, argv: list[str], _out: Path) -> Config | None:
-        init = train.early_flags(argv).init
+        init = early_flags(argv).init
         return init and get_recipe(init.name if init.name in recipes("pretrain") else "base")
 
-    for module in (cli, predict, runs, train):
-        monkeypatch.setattr(module, "parse", stopping(module.parse))
-    monkeypatch.setattr(train, "_init_config", start)
-    monkeypatch.setattr(common, "refuse_missing_paths", lambda args: None)
+    monkeypatch.setattr(train, "_start_config", start)
+    monkeypatch.setattr(parsing, "refuse_missing_paths", stop_after_parsing)
     for block in blocks(page):
         if block.language == "python":
             compile(block.text, page.name, "exec")

@@ -20,7 +20,7 @@ import torch
 
 from equal_compute.arms import FINE_TUNING, Arm, Stage
 from equal_compute.data import Data
-from eve_vl.cli.common import parse
+from eve_vl.cli.parsing import parse
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import Config, config_to_json, to_dict
 from eve_vl.config.generated_sources import generated

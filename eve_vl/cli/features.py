@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import (
-    DeviceArgs,
-    SourceArgs,
-    check_writable,
-    fail,
-    print_line,
-)
+from eve_vl.cli.error_lines import fail
+from eve_vl.cli.flags import DeviceArgs, SourceArgs
+from eve_vl.cli.output_files import check_writable
 from eve_vl.config import DataConfig
-from eve_vl.utils.console import pluralize
+from eve_vl.utils.console import pluralize, print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_file
 from eve_vl.utils.frozen import Frozen

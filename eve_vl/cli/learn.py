@@ -3,18 +3,23 @@
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from eve_vl.builtin.names import refuse_to_write
-from eve_vl.cli.common import DeviceArgs, SourceArgs, print_line
+from eve_vl.cli.flags import DeviceArgs, SourceArgs
 from eve_vl.config import HELD_OUT, DataConfig
 from eve_vl.data.source_names import absolute_spec
+from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import expand_user
+
+if TYPE_CHECKING:
+    from eve_vl.learn.stages import Learner
 
 
 class LearnArgs(SourceArgs, DeviceArgs):
@@ -38,59 +43,65 @@ class LearnArgs(SourceArgs, DeviceArgs):
 def run_learn(args: LearnArgs) -> None:
     """Train the best run for your data in a given time: eve learn SOURCE … --for 30m."""
     start = time.monotonic() - time.process_time()  # of this process, by which --for counts
-    seconds, out = seconds_of(args.time), expand_user(args.out)
+    seconds = seconds_of(args.time)
+    out = expand_user(args.out)
     refuse_to_write(out)
     if out.is_file():
         raise UserError(f"--out {out}: is a file; name a folder")
     print_line("eve learn: reading the data")  # torch takes seconds
-    from eve_vl.learn.plan import Clock, check, kind_of, shown
-    from eve_vl.learn.stages import Learner, conclude, result_lines
+    from eve_vl.learn.plan import Clock, kind_of
+    from eve_vl.learn.stages import Learner
+
+    data = DataConfig(
+        train=_absolute_specs(args.sources), val=_absolute_specs(args.val), **args.reading()
+    )
+    task = kind_of(data) if args.task == "auto" else args.task
+    test = _absolute_specs(args.test)
+    learner = Learner(task, data, test, out, seconds, args.device, Clock(start))
+    sys.exit(_learn(learner))
+
+
+def _learn(learner: "Learner") -> int:
+    """Train, evaluate and index the best run; return the exit status."""
+    from eve_vl.learn.plan import check, shown
+    from eve_vl.learn.stages import conclude, result_lines
     from eve_vl.utils.errors import StoppedError
 
-    train, val, test = (
-        tuple(spec if spec == HELD_OUT else absolute_spec(spec) for spec in specs)
-        for specs in (args.sources, args.val, args.test)
-    )
-    data = DataConfig(train=train, val=val, **args.reading())
-    learner = Learner(
-        kind_of(data) if args.task == "auto" else args.task,
-        data,
-        test,
-        out,
-        seconds,
-        args.device,
-        Clock(start),
-    )
-    code = 0
     if learner.stages:
-        done = sum(bool(stage.get("is_done")) for stage in learner.stages.values())
+        num_done = sum(bool(stage.get("is_done")) for stage in learner.stages.values())
         print_line(
-            f"resuming {out}: {done} of at least {len(learner.stages)} runs are done, {shown(learner.before)} spent"
+            f"resuming {learner.out}: {num_done} of at least {len(learner.stages)} runs are done, "
+            f"{shown(learner.before)} spent"
         )
+    status = 0
     try:
         check(learner)
         learner.probe()
         learner.finish(learner.pilots())
         best = conclude(learner)
     except (StoppedError, KeyboardInterrupt) as stop:
-        code = getattr(stop, "code", 130)
+        status = getattr(stop, "code", 130)
         print_line(
             "stopping: the best run so far is evaluated and indexed; stop again to skip this"
         )
         best = conclude(learner)
         print_line("the same command resumes")
-    print_line(*(result_lines(learner) if best else ["stopped before a run could be used"]))
-    sys.exit(code)
+    lines = result_lines(learner) if best else ["stopped before a run could be used"]
+    print_line(*lines)
+    return status
+
+
+def _absolute_specs(specs: Sequence[str]) -> tuple[str, ...]:
+    return tuple(spec if spec == HELD_OUT else absolute_spec(spec) for spec in specs)
 
 
 def seconds_of(text: str) -> float:
     """Return the seconds of a time such as 30m, 1h30m or 90s. Raises UserError."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text.replace(" ", ""))
-    seconds = (
-        sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))
-        if found
-        else 0
-    )
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text.replace(" ", ""))
+    seconds = 0
+    if parts is not None:
+        hours, minutes, rest = parts.groups(default="0")
+        seconds = int(hours) * 3600 + int(minutes) * 60 + int(rest)
     if not seconds:
         raise UserError(f"--for {text}: is no time; give one such as 30m, 1h30m or 90s")
     return float(seconds)

@@ -105,7 +105,7 @@ def few(tmp_path, monkeypatch) -> list[str]:
 
 def test_eve_try_finds_icons_and_own_images_by_text(eve, tmp_path, run, few, monkeypatch):
     opened = []
-    monkeypatch.setattr("eve_vl.cli.search.run_serve", opened.append)
+    monkeypatch.setattr("eve_vl.cli.try_page.run_serve", opened.append)
     (tmp_path / "mine").mkdir()
     with Image.open(unpack_icons(tmp_path / "icons").with_name("heart.png")) as image:
         image.convert("RGB").rotate(10, fillcolor="white").save(tmp_path / "mine" / "one.png")

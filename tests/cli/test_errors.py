@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_bad_input import complaint, write_pairs
-from eve_vl.cli import VERBS, common
-from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
+from eve_vl.cli import completion
+from eve_vl.cli.verbs import VERBS
+from eve_vl.cli.data_answers import AnswersArgs
+from eve_vl.cli.data_check import CheckArgs
+from eve_vl.cli.data_write import WriteArgs
+from eve_vl.cli.tokenizer_train import TokenizerArgs
 from eve_vl.cli.features import FeaturesArgs
-from eve_vl.cli.predict import call_flags, call_verbs
-from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, with_own
+from eve_vl.cli.calls import call_flags, call_verbs
+from eve_vl.cli.evaluate import task_flags
+from eve_vl.cli.export import ExportArgs
+from eve_vl.cli.inspect import InspectArgs
+from eve_vl.cli.report import ReportArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.config import TaskConfig
@@ -168,7 +175,7 @@ def test_a_mistake_is_one_line(command: str, message: str, eve, tmp_path: Path):
 
 def test_what_is_missing_is_refused_before_torch_is_imported(tmp_path: Path):
     code = """import sys
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 for words in sys.stdin.read().splitlines():
     try:
         main(words.split())
@@ -317,7 +324,7 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
         "convert": ConvertArgs,
         "report": ReportArgs,
         "export": ExportArgs,
-        "evaluate retrieval": with_own(EvaluateArgs, RetrievalConfig.evaluation),
+        "evaluate retrieval": task_flags(RetrievalConfig.evaluation),
     }
     for words, cls in known.items():
         assert {*flags_of(cls)} <= {*complete(f"eve {words} --")}, words
@@ -350,6 +357,6 @@ def test_a_file_that_cannot_take_its_place_is_named_not_the_temporary_one(
     eve, monkeypatch, tmp_path: Path
 ):
     (tmp_path / "page").mkdir()
-    monkeypatch.setattr(common, "run_completion", lambda _: write_file(Path("page"), "text"))
+    monkeypatch.setattr(completion, "run_completion", lambda _: write_file(Path("page"), "text"))
     done = eve("completion", "bash")
     assert (done.returncode, done.stderr) == (2, "eve: page: Is a directory\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eve_vl.cli.common import parse
+from eve_vl.cli.parsing import parse
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import (
     Config,

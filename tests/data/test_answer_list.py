@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.data.answer_list import (
     NUM_SHOWN,
     closed_vocabulary,

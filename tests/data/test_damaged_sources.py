@@ -95,7 +95,7 @@ def test_a_strict_locale_reads_names_of_any_bytes(tmp_path: Path):
     """There Python takes names and terminals for ASCII."""
     for name in ("ä.png".encode(), b"\xff.png"):
         Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(encoded_card("red"))
-    code = "from eve_vl.cli import main; main(['data', 'check', '.'])"
+    code = "from eve_vl.cli.main import main; main(['data', 'check', '.'])"
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -198,8 +198,8 @@ def test_a_part_can_stand_still_and_a_part_learn_slowly(eve, tmp_path: Path):
 
 
 def test_help_names_every_verb_and_recipe(eve):
-    from eve_vl.cli import VERBS
-    from eve_vl.cli.predict import call_verbs
+    from eve_vl.cli.calls import call_verbs
+    from eve_vl.cli.verbs import VERBS
     from eve_vl.recipes.registry import recipes
 
     text = eve("--help").stdout

@@ -59,7 +59,7 @@ def write_rows(folder: Path, count: int, broken: tuple[int, ...] = ()) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A run on 120 own pairs, a tenth of them held out."""
-    from eve_vl.cli import main
+    from eve_vl.cli.main import main
 
     out = tmp_path_factory.mktemp("trained")
     rows = write_rows(out / "pairs", 120)

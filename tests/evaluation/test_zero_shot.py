@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.data.image_refs import ImagePixels
 from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import QuestionRows

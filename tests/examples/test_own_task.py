@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.config import plugins
 from eve_vl.data.image_refs import ImageDrawing
 from eve_vl.data.row_dataset import eval_positions

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from eve_vl.cli import _dispatch as eve_command
+from eve_vl.cli.main import dispatch as eve_command
 from eve_vl.config import TaskConfig
 from eve_vl.data.answer_list import read_answers
 from eve_vl.data.opening import open_train_and_val

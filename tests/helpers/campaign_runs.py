@@ -14,7 +14,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from eve_vl.cli import _dispatch as eve_command
+from eve_vl.cli.main import dispatch as eve_command
 from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.eve import Eve
 from eve_vl.interop.eve_checkpoints import export_published

@@ -24,7 +24,7 @@ import transformers
 from PIL import Image
 from torch.nn import functional as F
 
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.data.batches import padded
 from eve_vl.predict.inputs import user_image
 from eve_vl.run.loading import load_run

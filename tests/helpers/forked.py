@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from eve_vl import demo
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.config import Config
 from helpers import shortcuts  # noqa: F401
 

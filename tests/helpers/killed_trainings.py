@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from eve_vl.cli import main as eve
+from eve_vl.cli.main import main as eve
 
 SIGNALS = ("KILL", "TERM", "INT", "HUP", "INT TERM")
 """The last as a terminal and a parent process send them."""

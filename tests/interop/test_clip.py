@@ -18,7 +18,7 @@ from tokenizers import models, pre_tokenizers
 from torch.nn import functional as F
 
 from eve_vl.builtin.names import refuse_to_write
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.config import InputConfig
 from eve_vl.data.batches import normalize, padded
 from eve_vl.data.crops import eval_crop

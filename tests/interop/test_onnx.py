@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.config import TaskConfig
 from eve_vl.data.batches import normalize
 from eve_vl.data.row_dataset import RowDataset

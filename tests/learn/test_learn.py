@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from eve_vl.builtin.icons import unpack_icons
 from eve_vl.builtin.names import folder_of
-from eve_vl.cli import main
 from eve_vl.cli.learn import seconds_of
+from eve_vl.cli.main import main
 from eve_vl.config import Config, DataConfig, config_to_json
 from eve_vl.data.opening import open_splits
 from eve_vl.data.row_hashes import row_keys

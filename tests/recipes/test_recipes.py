@@ -398,7 +398,7 @@ def test_a_system_can_be_left_out(name, tmp_path):
         tmp_path / "eve_vl",
         ignore=lambda folder, _: [name] * (Path(folder).name == "systems"),
     )
-    code = "from eve_vl.recipes.registry import EITHER, recipes; from eve_vl.cli import main; print(*recipes(EITHER)); main(['help'])"
+    code = "from eve_vl.recipes.registry import EITHER, recipes; from eve_vl.cli.main import main; print(*recipes(EITHER)); main(['help'])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

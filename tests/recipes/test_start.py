@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.test_bad_input import complaint
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.config import DualEncoderConfig
 from eve_vl.config.generated_sources import generated
 from eve_vl.config import Config

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.recipes.registry import get_finetune_recipe, get_recipe
 from eve_vl.run import bench
 

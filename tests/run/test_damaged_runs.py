@@ -534,7 +534,7 @@ def test_an_error_of_the_system_is_one_line_only_where_the_user_can_mend_it(
     def verb(_argv: Sequence[str]) -> None:
         raise error
 
-    monkeypatch.setattr("eve_vl.cli.runs.run_inspect", verb)
+    monkeypatch.setattr("eve_vl.cli.inspect.run_inspect", verb)
     if message is None:
         with pytest.raises(type(error)):
             eve("inspect")

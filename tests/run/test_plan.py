@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.recipes import get_recipe
 from eve_vl.run.kept_memory import kept_bytes
 from eve_vl.run.loading import build_untrained

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.data.image_refs import ImageDrawing
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.readers.open_source import open_source

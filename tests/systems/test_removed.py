@@ -17,7 +17,7 @@ for module in pkgutil.walk_packages(eve_vl.__path__, "eve_vl."):
         importlib.import_module(module.name)
 """
 USE = """
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.config.plugins import installed
 from eve_vl.recipes.registry import EITHER, recipes
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.evaluation.evaluate import with_settings
 from eve_vl.run.resume_checks import check_batch_size
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 from eve_vl.run import training
 from eve_vl.utils import console
 from helpers import shortcuts
@@ -135,7 +135,7 @@ def test_slow_loop_on_a_terminal_shows_a_bar(monkeypatch, count, seconds, is_sho
 
 NO_TORCH = """
 import sys
-from eve_vl.cli import main
+from eve_vl.cli.main import main
 class Refused:
     def find_spec(name, *_):
         if name == "torch":
