@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from eve_vl.cli import VERBS
-from eve_vl.cli.predict import call_verbs
+from eve_vl.cli.calls import call_verbs
+from eve_vl.cli.verbs import VERBS
 from eve_vl.eve import Eve
 from eve_vl.tasks.classification.predictor import ScoredLabel
 from eve_vl.tasks.contrast.prompt_scorer import ClassScore

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from eve_vl.cli.main import main
+from eve_vl.cli.main import main as eve_command
 from eve_vl.data.kinds.texts import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
 from eve_vl.tasks.evaluator import evaluator_class, evaluator_of
@@ -259,7 +259,7 @@ def main(folder: Path) -> None:
     processes.shutdown()
     # a second group needs a store of its own, or it reads the addresses of the first one
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
-    main(["pretrain", "tiny", "--out", str(folder / "two"), *FLAGS])
+    eve_command(["pretrain", "tiny", "--out", str(folder / "two"), *FLAGS])
 
 
 def launch(folder: Path) -> None:
