@@ -1,4 +1,4 @@
-"""Words of the command line parsed into a dataclass of flags, and what is wrong with them."""
+"""Parse the words of the command line into a dataclass of flags, and name their errors."""
 
 import contextlib
 import dataclasses
