@@ -2,10 +2,11 @@
 
     python benchmarks/contrast.py [--rows 4096] [--width 256] [--json FILE]
 
-Both ways take turns within one process and one thread. The whole way makes all matrices (rows, candidates) at once, as
-it was before. The other one makes slices of rows, at most `objectives.AT_ONCE` numbers of each matrix. Memory is the
-peak of live tensors that a step adds, in float32 matrices of all rows and candidates. Prints ratios, and the largest
-difference of loss and gradients.
+Both ways take turns within one process and one thread. The whole way makes all matrices (rows,
+candidates) at once, as it was before. The other one makes slices of rows, at most
+`objectives.AT_ONCE` numbers of each matrix. Memory is the peak of live tensors that a step adds, in
+float32 matrices of all rows and candidates. Prints ratios, and the largest difference of loss and
+gradients.
 
 Letters: B rows, d width of features.
 """

@@ -2,9 +2,10 @@
 
     python benchmarks/data_order.py [--shards 10000] [--rows 10000] [--folder FOLDER] [--json FILE] [--quick]
 
-The shards are hard links to one tar of tiny images, and so are their indexes: 100 million rows take 20 MB of disk. The index is
-therefore always in memory. Each measurement is a process of its own; its clock starts after the imports, and its memory is what
-it adds to them. A step reads and decodes 64 rows.
+The shards are hard links to one tar of tiny images, and so are their indexes: 100 million rows take
+20 MB of disk. The index is therefore always in memory. Each measurement is a process of its own;
+its clock starts after the imports, and its memory is what it adds to them. A step reads and decodes
+64 rows.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python benchmarks/moe.py [--json FILE] [--quick]
 
-A step is forward and backward. A top-2 MoE on S tokens multiplies as much as one dense FFN on 2·S tokens, so the ratio
-of their times is 1 if routing costs nothing. Ours is the whole module with its router. Also measured: the one-hot
-einsum form of GShard, and bfloat16. One thread, processor time; the variants take turns, so each round's ratio is taken
-under the same load.
+A step is forward and backward. A top-2 MoE on S tokens multiplies as much as one dense FFN on 2·S
+tokens, so the ratio of their times is 1 if routing costs nothing. Ours is the whole module with its
+router. Also measured: the one-hot einsum form of GShard, and bfloat16. One thread, processor time;
+the variants take turns, so each round's ratio is taken under the same load.
 
 Letters: S tokens, D width, F feed-forward width, E experts, C places per expert.
 """
@@ -63,8 +63,8 @@ GOALS = {
 def einsum_moe(moe: MoE, x_SD: Tensor, capacity: int) -> Tensor:
     """Apply GShard's MoE (arXiv 2006.16668, Algorithm 1) with the same weights.
 
-    Dispatch and combine tensors are one-hot, (S, E, C). First choices take places before second ones; a token that
-    finds its expert full is dropped.
+    Dispatch and combine tensors are one-hot, (S, E, C). First choices take places before second
+    ones; a token that finds its expert full is dropped.
     """
     experts = moe.experts
     gates_SE = F.linear(x_SD.float(), moe.router.weight).softmax(-1)

@@ -8,7 +8,8 @@ A threshold separates images with a finding from the same images without it, hal
 - `template`: threshold on the projection on the mean change of other images;
 - `pixel`: threshold on the best single pixel of other images.
 
-For questions: the most frequent answer per wording, and answers to `is there pneumothorax` from the tube only.
+For questions: the most frequent answer per wording, and answers to `is there pneumothorax` from the
+tube only.
 """
 
 import argparse

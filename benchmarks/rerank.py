@@ -2,11 +2,12 @@
 
     python benchmarks/rerank.py [RUN] [--recipe demo] [--images 300] [--k 16] [--threads 1]
 
-RUN is a retrieval run such as runs/demo/retrieval. Without RUN the weights are random, and few pairs are in the top k both
-ways. Both variants score the same pairs with the same weights in float32. The loop follows the published code: one query at a
-time, its image or text repeated k times, texts padded to full length, all tokens computed in all blocks. Ours scores a pair
-that is in both top k once, batches pairs by text length and computes one token in the last block. The variants take turns; the
-script prints times, their ratio and the largest difference of a score.
+RUN is a retrieval run such as runs/demo/retrieval. Without RUN the weights are random, and few
+pairs are in the top k both ways. Both variants score the same pairs with the same weights in
+float32. The loop follows the published code: one query at a time, its image or text repeated k
+times, texts padded to full length, all tokens computed in all blocks. Ours scores a pair that is in
+both top k once, batches pairs by text length and computes one token in the last block. The variants
+take turns; the script prints times, their ratio and the largest difference of a score.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/retrieval_scale.py [--images 5000] [--texts 25000] [--width 768] [--threads 1]
 
-Synthetic features, five texts per image. Each variant runs in its own process, so its peak memory is its own. Prints seconds,
-memory and whether both results are equal.
+Synthetic features, five texts per image. Each variant runs in its own process, so its peak memory
+is its own. Prints seconds, memory and whether both results are equal.
 """
 
 import argparse

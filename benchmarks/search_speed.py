@@ -2,15 +2,17 @@
 
     python benchmarks/search_speed.py [--images 100000 1000000] [--width 256] [--queries 50] [--json FILE] [--quick]
 
-Features are synthetic. A query is text, encoded by a small untrained encoder with features of `width` numbers; the time ends
-with the 20 best hits and their metadata. Images to index are synthetic photos of 640×480 pixels (quality 88, about 100 kB) in
-files; reading and decoding, and encoding, are also measured separately in the same run. Searches among these photos are
-measured with and without an untrained matching head that re-ranks the best hits, which reads and decodes their files at each
-query.
+Features are synthetic. A query is text, encoded by a small untrained encoder with features of
+`width` numbers; the time ends with the 20 best hits and their metadata. Images to index are
+synthetic photos of 640×480 pixels (quality 88, about 100 kB) in files; reading and decoding, and
+encoding, are also measured separately in the same run. Searches among these photos are measured
+with and without an untrained matching head that re-ranks the best hits, which reads and decodes
+their files at each query.
 
-Torch has one thread, and indexing decodes in up to four other threads. The goal for indexing is a share of the rate of "read
-and decode, then encode" by the clock, which is the time a person waits; the share by processor time shows the extra cost. The
-goal for search is in processor time, because other programs lengthen clock time.
+Torch has one thread, and indexing decodes in up to four other threads. The goal for indexing is a
+share of the rate of "read and decode, then encode" by the clock, which is the time a person waits;
+the share by processor time shows the extra cost. The goal for search is in processor time, because
+other programs lengthen clock time.
 """
 
 import argparse

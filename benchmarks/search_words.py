@@ -2,10 +2,11 @@
 
     python benchmarks/search_words.py RUN DATA [--queries 300] [--index FOLDER] [--json FILE] [--quick]
 
-Half of the names (shortest captions) lose their captions in a copy of the index, so that only vectors find their images. A
-literal query is a caption, a phrase between its commas or colons, or a word of one; the goal is an image with it in a caption
-among the first 3. Other queries are the lost names that stand in no caption that is left. Nonsense is random letters,
-consonants and vowels in turn, or the letters of the gallery's words in another order.
+Half of the names (shortest captions) lose their captions in a copy of the index, so that only
+vectors find their images. A literal query is a caption, a phrase between its commas or colons, or a
+word of one; the goal is an image with it in a caption among the first 3. Other queries are the lost
+names that stand in no caption that is left. Nonsense is random letters, consonants and vowels in
+turn, or the letters of the gallery's words in another order.
 """
 
 import argparse

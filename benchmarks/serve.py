@@ -2,11 +2,12 @@
 
     python benchmarks/serve.py [--clients 200] [--seconds 60] [--images 10000] [--json FILE] [--quick]
 
-Starts `eve serve` as a process on loopback, with untrained runs of the demo's size and an index of synthetic features. One
-client sends a mix of calls one after the other; then many clients do the same at once, for several rounds. Each call is also
-measured separately, for a fifth of the time. Answers 503 are counted, and the client waits for Retry-After; any other answer
-than 200 is an error. At the end SIGTERM arrives while all clients send; the script counts requests that the server read but
-never answered.
+Starts `eve serve` as a process on loopback, with untrained runs of the demo's size and an index of
+synthetic features. One client sends a mix of calls one after the other; then many clients do the
+same at once, for several rounds. Each call is also measured separately, for a fifth of the time.
+Answers 503 are counted, and the client waits for Retry-After; any other answer than 200 is an
+error. At the end SIGTERM arrives while all clients send; the script counts requests that the server
+read but never answered.
 """
 
 import argparse

@@ -2,16 +2,17 @@
 
     python benchmarks/step_cost.py --recipe base --batch 4 --repeats 2 --threads 1 --memory-cap 12 --json FILE
 
-All tasks share the weights of one model and take turns within one process, so other work on the machine affects all equally.
-Forward and backward are timed together. The optimiser is timed separately, because its time does not depend on the batch. With
-one thread, times are processor time; with more threads or on a GPU, wall time. Ratios are medians (least–largest) of the
-rounds. All tasks run the same code: ITM's three fusion passes are one pass of three times the batch, tokens are predicted only
-where they are masked, and no encoder pass is computed twice.
+All tasks share the weights of one model and take turns within one process, so other work on the
+machine affects all equally. Forward and backward are timed together. The optimiser is timed
+separately, because its time does not depend on the batch. With one thread, times are processor
+time; with more threads or on a GPU, wall time. Ratios are medians (least–largest) of the rounds.
+All tasks run the same code: ITM's three fusion passes are one pass of three times the batch, tokens
+are predicted only where they are masked, and no encoder pass is computed twice.
 
-Memory is that of a training step with the optimiser's state, in a separate process; for batches that were not run, a line
-through the two largest measured batches gives the estimate. An epoch uses each task's largest batch (~: estimated, not run),
-optimiser included, as in the paper. ITC uses the other pairs of its own batch as negatives, so the largest batch shows its
-cost, not its quality.
+Memory is that of a training step with the optimiser's state, in a separate process; for batches
+that were not run, a line through the two largest measured batches gives the estimate. An epoch uses
+each task's largest batch (~: estimated, not run), optimiser included, as in the paper. ITC uses the
+other pairs of its own batch as negatives, so the largest batch shows its cost, not its quality.
 """
 
 import argparse
@@ -150,7 +151,8 @@ def measured_memory(
 ) -> tuple[list[list[Peak]], list[tuple[int | None, bool]]]:
     """Return the peaks of each variant and its largest batch within a cap.
 
-    The batch comes with True if a run has verified it. Without --memory there are neither peaks nor batches.
+    The batch comes with True if a run has verified it. Without --memory there are neither peaks nor
+    batches.
     """
     peaks: list[list[Peak]] = [[] for _ in chosen]
     largest: list[tuple[int | None, bool]] = [(None, False)] * len(chosen)

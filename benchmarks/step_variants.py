@@ -1,7 +1,7 @@
 """Variants of the paper's Table 1 for `step_cost.py`.
 
-The file has their configs, random pairs and the memory of a step. Memory is measured in a separate process, because a
-process never lowers its recorded peak.
+The file has their configs, random pairs and the memory of a step. Memory is measured in a separate
+process, because a process never lowers its recorded peak.
 """
 
 import multiprocessing
@@ -63,8 +63,8 @@ class Variant:
 def variants(config: Config, decoder_depths: Sequence[int]) -> list[Variant]:
     """Return EVE at each decoder depth, then the baselines.
 
-    Baselines with MIM have the recipe's decoder. Raises UserError if the recipe is no pre-training or a depth is not
-    positive.
+    Baselines with MIM have the recipe's decoder. Raises UserError if the recipe is no pre-training
+    or a depth is not positive.
     """
     task = config.task
     if not isinstance(task, MaskedSignalConfig):
@@ -177,8 +177,8 @@ Measure = Callable[[int], Peak | None]
 def line(peaks: Sequence[Peak], name: str = "bytes") -> tuple[float, float]:
     """Fit a line of `bytes` or `seconds` through the two largest batches.
 
-    Returns the value at batch 0 and the growth per pair. While activations are smaller than the gradients that take
-    their place, memory does not grow at all.
+    Returns the value at batch 0 and the growth per pair. While activations are smaller than the
+    gradients that take their place, memory does not grow at all.
     """
     first, second = sorted(peaks, key=lambda peak: peak.batch)[-2:]
     low, high = getattr(first, name), getattr(second, name)
@@ -213,8 +213,8 @@ def growth(measure: Measure, batch: int) -> list[Peak]:
 def largest_batch(measure: Measure, peaks: list[Peak], cap: float) -> tuple[int, bool]:
     """Return the largest batch under `cap` bytes and whether a step of it was run.
 
-    The batch is 0 if none fits. Runs what the line predicts, at most four times the largest measured, and fits the line
-    again until both agree. Adds the measured peaks to `peaks`.
+    The batch is 0 if none fits. Runs what the line predicts, at most four times the largest
+    measured, and fits the line again until both agree. Adds the measured peaks to `peaks`.
     """
     too_large = min((peak.batch for peak in peaks if peak.bytes > cap), default=1 << 31)
     for _ in range(MAX_TRIES):

@@ -2,8 +2,9 @@
 
 Each task is fine-tuned twice, from the pre-trained and from random weights.
 
-Each run is a process with one thread; as many run at once as there are cores. This is the fastest way to train small models
-on a CPU (LOG.md). Runs from random weights need only the shape and the tokenizer, so they train while pre-training still runs.
+Each run is a process with one thread; as many run at once as there are cores. This is the fastest
+way to train small models on a CPU (LOG.md). Runs from random weights need only the shape and the
+tokenizer, so they train while pre-training still runs.
 """
 
 import contextlib
@@ -59,7 +60,8 @@ TITLES = (
     "Test scenes with pairs of kind and colour that are not in the training data",
 )
 PREFIX = {"retrieval": "retrieval_"}  # in metrics.json, which holds the numbers of all tasks
-NUMBERS = {  # number → task, prefix of its rows, name for people, baseline; runs are compared row by row
+# number → task, prefix of its rows, name for people, baseline; runs are compared row by row
+NUMBERS = {
     "vqa_acc": ("vqa", "", "Questions: accuracy", "vqa_acc_blind"),
     "nlvr2_acc": ("nlvr2", "", "Statements: accuracy", 0.5),
     "retrieval_tr1": ("retrieval", "tr1 ", "Image → caption: recall at 1", "retrieval_tr1_chance"),
@@ -84,7 +86,8 @@ Result = tuple[str, float, float, MeasuredValue | None, float]
 def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     """Run all unfinished runs, write metrics.json and report.html; return its path.
 
-    num_test: rows per test split. After an interruption the same call resumes. Raises UserError if a run fails.
+    num_test: rows per test split. After an interruption the same call resumes. Raises UserError if
+    a run fails.
     """
     start, configs = time.perf_counter(), plan(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -191,8 +194,8 @@ def _run_all(
 ) -> dict[str, ComparedRun | UserError]:
     """Run all configs, at_once at a time, with a progress bar per run on a terminal.
 
-    Returns the runs as the report needs them, or why one cannot be read; idle cores read finished runs meanwhile. Ends early
-    once `stop` has a signal.
+    Returns the runs as the report needs them, or why one cannot be read; idle cores read finished
+    runs meanwhile. Ends early once `stop` has a signal.
     """
     waiting, running, started = dict(configs), dict[str, Job](), time.perf_counter()
     unread, finished, found = list[str](), set[str](), dict[str, ComparedRun | UserError]()
@@ -216,7 +219,8 @@ def _run_all(
                     running[name] = Job.start(name, read, config, name)
                     continue
                 del waiting[name]
-                # pre-training goes first where runs and their loading share cores, because most others wait for it
+                # pre-training goes first where runs and their loading share cores, because most
+                # others wait for it
                 running[name] = Job.start(
                     name, work, config, num_test, 10 if PRETRAIN in running else 0
                 )
@@ -280,8 +284,8 @@ def _stop_jobs() -> None:
 def work(config: Config, num_test: int = NUM_TEST, nice: int = 0) -> dict[str, float]:
     """Train a run and evaluate it on the test splits; its output goes to run.log.
 
-    nice: how much lower the priority of its process becomes. Returns validation numbers (pre-training) or test numbers, which
-    are also kept in test.json.
+    nice: how much lower the priority of its process becomes. Returns validation numbers
+    (pre-training) or test numbers, which are also kept in test.json.
     """
     keep_memory()
     os.nice(nice)
@@ -338,7 +342,8 @@ def read(config: Config, name: str) -> ComparedRun:
 def collect(out: Path) -> dict[str, float]:
     """Return the numbers of all runs; suffixes: _scratch, then _novel for the split.
 
-    `…_gain` is the mean difference, pre-trained minus from scratch, over the rows that both were tested on.
+    `…_gain` is the mean difference, pre-trained minus from scratch, over the rows that both were
+    tested on.
     """
     numbers = read_numbers(out / PRETRAIN / "metrics.json")
     for task in TASKS:

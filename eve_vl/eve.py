@@ -1,8 +1,8 @@
 """`Eve`, the Python interface to a run.
 
-`Eve.load(RUN)` has a method for each call that the run's heads allow. All calls run in float32 and in evaluation mode, so the
-numbers equal those of `eve evaluate`. Other rows of a batch never change a result, except with model.routing reference, whose
-experts drop tokens.
+`Eve.load(RUN)` has a method for each call that the run's heads allow. All calls run in float32 and
+in evaluation mode, so the numbers equal those of `eve evaluate`. Other rows of a batch never change
+a result, except with model.routing reference, whose experts drop tokens.
 
 Letters: n inputs, d width of features.
 """
@@ -53,7 +53,8 @@ class Features(np.ndarray):
     """
 
     names: tuple[str, ...] = ()
-    """Name of each row: the image's path, its row in a source, or the text itself; slices have no names."""
+    """Name of each row: the image's path, its row in a source, or the text itself; slices have no
+    names."""
     skipped: tuple[BadSampleError, ...] = ()
     """Rows of sources that could not be used, with `where` and `reason`."""
 
@@ -66,12 +67,14 @@ class Features(np.ndarray):
 class Eve:
     """A loaded run.
 
-    `calls` lists its methods, such as `answer` and `match` (see `help(eve.answer)`). Any other call raises UserError, which
-    says how to get a run that allows it. `predict.requests` documents all calls.
+    `calls` lists its methods, such as `answer` and `match` (see `help(eve.answer)`). Any other call
+    raises UserError, which says how to get a run that allows it. `predict.requests` documents all
+    calls.
 
-    Images are paths, encoded bytes, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W) or (H, W). Values are uint8
-    or floats in [0, 1]. Images are squeezed to the run's square, as in evaluation. Texts are cut after input.text_length
-    tokens, as in training. UserError names the unusable input, a list's item by its index.
+    Images are paths, encoded bytes, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W)
+    or (H, W). Values are uint8 or floats in [0, 1]. Images are squeezed to the run's square, as in
+    evaluation. Texts are cut after input.text_length tokens, as in training. UserError names the
+    unusable input, a list's item by its index.
     """
 
     def __init__(self, run: LoadedRun):
@@ -89,8 +92,8 @@ class Eve:
     ) -> "Eve":
         """Load a run folder (its best checkpoint, else its newest) or one checkpoint.
 
-        device: cpu, cuda, cuda:1, mps, …; auto: cuda if available. code: Python file that defines the run's task; the file is
-        executed. Raises UserError.
+        device: cpu, cuda, cuda:1, mps, …; auto: cuda if available. code: Python file that defines
+        the run's task; the file is executed. Raises UserError.
         """
         if code is not None:
             load_file(code)
@@ -121,13 +124,15 @@ class Eve:
     ) -> Features:
         """Return features of one or several images, (n, d), each of length 1, in order.
 
-        images: one image, a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W), or a source that --data.train
-        accepts: a folder of images, a table, shards. Unusable rows of a source are skipped and listed in `skipped`. At most
-        `batch_size` images are in memory. progress: show a bar. reading: options for sources, such as image_column="photo"
-        (see `readers.open_source`).
+        images: one image, a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W), or a
+        source that --data.train accepts: a folder of images, a table, shards. Unusable rows of a
+        source are skipped and listed in `skipped`. At most `batch_size` images are in memory.
+        progress: show a bar. reading: options for sources, such as image_column="photo" (see
+        `readers.open_source`).
 
-        Features of a run with contrast (retrieval, or pre-trained with it) compare with those of texts by dot product. Features
-        of other runs are the normalised [CLS] state of the image without a text: compare them with images only.
+        Features of a run with contrast (retrieval, or pre-trained with it) compare with those of
+        texts by dot product. Features of other runs are the normalised [CLS] state of the image
+        without a text: compare them with images only.
         """
 
         def compute(pixels: list[Tensor]) -> Tensor:
@@ -143,7 +148,8 @@ class Eve:
     ) -> Features:
         """Return features of one or several texts, (n, d), each of length 1, in order.
 
-        texts: a Path is a source (a file of texts, a table), of which all texts are encoded. See `encode_image`.
+        texts: a Path is a source (a file of texts, a table), of which all texts are encoded. See
+        `encode_image`.
         """
 
         def compute(ids: list[np.ndarray]) -> Tensor:
@@ -183,10 +189,12 @@ class Eve:
     ) -> Index:
         """Build or update an index of images and their captions, and return it.
 
-        sources: folders of images, tables or shards; default: the index's own. New and changed images are read, deleted ones
-        are removed; `changes` of the index counts them and lists unreadable images. An interrupted update resumes. reading:
-        options for sources, as in `encode_image`, and `drop`: sources to remove. To open an index again:
-        `eve_vl.search.index.Index.open(FOLDER, eve)`. Raises UserError, also for the index of another run.
+        sources: folders of images, tables or shards; default: the index's own. New and changed
+        images are read, deleted ones are removed; `changes` of the index counts them and lists
+        unreadable images. An interrupted update resumes. reading: options for sources, as in
+        `encode_image`, and `drop`: sources to remove. To open an index again:
+        `eve_vl.search.index.Index.open(FOLDER, eve)`. Raises UserError, also for the index of
+        another run.
         """
         return Index.update(out, self, sources, batch_size=batch_size, **reading)
 

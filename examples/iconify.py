@@ -66,7 +66,8 @@ def in_processes(
 ) -> Built:
     """Fetch the packages and return the result of `build`; exit after an error.
 
-    names: packages with versions. build: gets the packages' folder, the renderer, and `map` over args.processes.
+    names: packages with versions. build: gets the packages' folder, the renderer, and `map` over
+    args.processes.
     """
     workers = ProcessPoolExecutor(
         args.processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)

@@ -26,7 +26,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on the network
 
 
 def pytest_collection_finish() -> None:
-    """Spare full garbage collections the objects of all modules and tests: runs collect several times, 0.2 s each.
+    """Spare full garbage collections the objects of all modules and tests: runs collect several
+    times, 0.2 s each.
 
     From here on nothing is compiled into files: tests write the same module twice within a second.
     """
@@ -40,7 +41,8 @@ Completed = subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def eve(tmp_path: Path, monkeypatch, capfd) -> Callable[..., Completed]:
-    """The real command line, run in tmp_path within this process (importing torch again takes seconds)."""
+    """The real command line, run in tmp_path within this process (importing torch again takes
+    seconds)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*args: object) -> Completed:
@@ -58,7 +60,8 @@ def eve(tmp_path: Path, monkeypatch, capfd) -> Callable[..., Completed]:
 
 @pytest.fixture
 def eve_fork(tmp_path: Path, tmp_path_factory) -> Callable[..., Forked]:
-    """The command line, started in tmp_path as a process of its own without the seconds that imports take."""
+    """The command line, started in tmp_path as a process of its own without the seconds that
+    imports take."""
 
     def start(
         *args: object, env: Mapping[str, str] = os.environ, before: Callable[[], object] = int
@@ -79,7 +82,8 @@ def quick_spawn(monkeypatch) -> None:
 
 @pytest.fixture
 def no_report(monkeypatch) -> None:
-    """Training without its report, which takes longer than the steps; tests of reports and test_end_to_end.py write it."""
+    """Training without its report, which takes longer than the steps; tests of reports and
+    test_end_to_end.py write it."""
     write = page.write_report
     monkeypatch.setattr(
         page, "write_report", lambda run, *out: write(run, *out) if out else run

@@ -1,9 +1,10 @@
-"""Compare our arithmetic with recorded outputs of the published code: python tests/golden_check.py DIR
+"""Compare our arithmetic with recorded outputs of the published code: python tests/golden_check.py
+DIR
 
-DIR holds manifest.json, the weights under their published names, inputs, and outputs in two versions: `released` (with the
-recorded noise) and `dropless` (without noise and drops, with losses and gradients). Sizes come from the tensors and the
-manifest. Prints the largest difference per kind. Exits with 1 if a difference exceeds its tolerance or a recorded tensor was
-not compared.
+DIR holds manifest.json, the weights under their published names, inputs, and outputs in two
+versions: `released` (with the recorded noise) and `dropless` (without noise and drops, with losses
+and gradients). Sizes come from the tensors and the manifest. Prints the largest difference per
+kind. Exits with 1 if a difference exceeds its tolerance or a recorded tensor was not compared.
 
 Letters: B batch, N tokens, D width, S tokens of the whole batch, E experts.
 """
@@ -87,7 +88,8 @@ class Fixture:
         self.heads = {name: load_file(folder / f"state_head_{name}.safetensors") for name in HEADS}
 
     def task(self, name: str, version: str) -> tuple[Any, dict[str, tuple[str, ...]]]:
-        """Return a task with the recorded weights (evaluation mode, all states computed) and its key table."""
+        """Return a task with the recorded weights (evaluation mode, all states computed) and its
+        key table."""
         tensors = self.backbone | self.heads[name]
         manifest, derived = self.manifest, self.manifest["derived"]
         sizes, model, section = eve_checkpoints.infer(
@@ -132,7 +134,8 @@ class Fixture:
 def watching(
     encoder: Any, check: Comparison, tag: str, *, has_states: bool = False
 ) -> Iterator[list[Tensor]]:
-    """Give the routers the recorded noise, compare routers and blocks, and yield the balance of each call."""
+    """Give the routers the recorded noise, compare routers and blocks, and yield the balance of
+    each call."""
     balances: list[Tensor] = []
     undo: list[Callable[[], None]] = []
     handles = []

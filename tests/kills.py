@@ -2,8 +2,9 @@
 
     PYTHONPATH=. python tests/kills.py --kills 100 --seed 0
 
-Most trainings are forks of this process, whose imports are done; a quarter are the true command line. Weights, optimiser,
-generators, best weights, metrics.json, bad_samples.jsonl and all rows of the log but their timing must be equal to the bit.
+Most trainings are forks of this process, whose imports are done; a quarter are the true command
+line. Weights, optimiser, generators, best weights, metrics.json, bad_samples.jsonl and all rows of
+the log but their timing must be equal to the bit.
 """
 
 import argparse

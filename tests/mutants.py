@@ -3,9 +3,10 @@
     .venv/bin/pip install 'mutmut>=3.8'
     .venv/bin/python tests/mutants.py --sample 80      (resumes; delete the folder mutants to start afresh)
 
-`[tool.mutmut]` in pyproject.toml names the mutated files and their tests. The same seed samples the same mutants of the same
-code. Mutants that only change `strict` of `zip`, an assertion, are left out. mutmut leaves out code outside functions and
-decorated functions; texts of raised errors are left out, too.
+`[tool.mutmut]` in pyproject.toml names the mutated files and their tests. The same seed samples the
+same mutants of the same code. Mutants that only change `strict` of `zip`, an assertion, are left
+out. mutmut leaves out code outside functions and decorated functions; texts of raised errors are
+left out, too.
 """
 
 import argparse

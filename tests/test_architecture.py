@@ -1,4 +1,5 @@
-"""Imports go one way: a file imports from rooms above its own in the list of CONTRIBUTING.md, which equals the disk."""
+"""Imports go one way: a file imports from rooms above its own in the list of CONTRIBUTING.md, which
+equals the disk."""
 
 import ast
 import re
@@ -26,7 +27,8 @@ class Import:
 
 
 def module_name(path: Path) -> str:
-    """Return `eve_vl.data.loader` for eve_vl/data/loader.py, and `eve_vl.data` for eve_vl/data/__init__.py."""
+    """Return `eve_vl.data.loader` for eve_vl/data/loader.py, and `eve_vl.data` for
+    eve_vl/data/__init__.py."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts).removesuffix(".__init__")
 
@@ -35,7 +37,8 @@ FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def room(module: str) -> str:
-    """Return `data` for eve_vl.data.loader: the folder or file of the package that a module belongs to."""
+    """Return `data` for eve_vl.data.loader: the folder or file of the package that a module belongs
+    to."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
@@ -111,7 +114,8 @@ def test_imports_come_from_rooms_above(module):
 
 
 def test_no_circle_of_files():
-    """A folder's __init__ may collect its files; a file that imports the folder then closes a circle."""
+    """A folder's __init__ may collect its files; a file that imports the folder then closes a
+    circle."""
     remaining: dict[str, set[str]] = {}
     for module, path in FILES.items():
         remaining[module] = {

@@ -1,9 +1,10 @@
 """Docs: all commands and Python lines run on tiny runs and data; the site has no broken link.
 
-Fenced blocks of bash and Python run in order, page by page. A block with a title is only parsed, its commands by the real
-command line. With the title "pip install PACKAGE" it runs where the package is installed. Requests of a console's curl go to
-the application itself; JSON and TOML are parsed. After a change of recipes, `PYTHONPATH=.:tests python tests/test_docs.py`
-rewrites their tables.
+Fenced blocks of bash and Python run in order, page by page. A block with a title is only parsed,
+its commands by the real command line. With the title "pip install PACKAGE" it runs where the
+package is installed. Requests of a console's curl go to the application itself; JSON and TOML are
+parsed. After a change of recipes, `PYTHONPATH=.:tests python tests/test_docs.py` rewrites their
+tables.
 """
 
 import contextlib
@@ -313,7 +314,8 @@ def test_other_blocks_parse(page: Path, monkeypatch):
 
 
 def test_what_curl_sends_is_answered(world: Path, tmp_path: Path, monkeypatch):
-    """Run the block in a shell whose curl prints its arguments; serve the runs of the page's command."""
+    """Run the block in a shell whose curl prints its arguments; serve the runs of the page's
+    command."""
     monkeypatch.chdir(shutil.copytree(world, tmp_path / "world"))
     (script,) = (
         text
@@ -344,7 +346,8 @@ def test_what_curl_sends_is_answered(world: Path, tmp_path: Path, monkeypatch):
 
 
 def test_rows_and_settings_parse():
-    """Parse JSON blocks (one row per line) and TOML blocks; blocks of text are output; no other language is left untested."""
+    """Parse JSON blocks (one row per line) and TOML blocks; blocks of text are output; no other
+    language is left untested."""
     known, found = {"bash", "python", "console", "text"}, set()
     for page in [*PAGES, *ROOT.glob("examples/*/README.md")]:
         for language, text in OTHER.findall(page.read_text()):
@@ -366,7 +369,8 @@ def test_code_fits_on_a_page_without_scrolling():
 
 
 def prose(page: Path) -> list[str]:
-    """Return the lines of a page without fenced code, tables, commands, images and the targets of links."""
+    """Return the lines of a page without fenced code, tables, commands, images and the targets of
+    links."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
     lines = re.sub(r"\]\([^)]*\)", "]", text).splitlines()
     return [line for line in lines if not line.startswith(("|", "    ", "![", "--8<--"))]

@@ -308,7 +308,8 @@ def run_of(name: str) -> LoadedRun:
 
 
 def how_to_get(name: str, call: str) -> str:
-    """The advice by hand: train this task with the head that is off, else fine-tune from here or from where this came from."""
+    """The advice by hand: train this task with the head that is off, else fine-tune from here or
+    from where this came from."""
     switched_off = {
         **dict.fromkeys(
             [
@@ -338,7 +339,8 @@ def how_to_get(name: str, call: str) -> str:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_calls(name):
-    """Those that the heads allow are there, in `calls`, in dir() and with a help text; the others say how to get them."""
+    """Those that the heads allow are there, in `calls`, in dir() and with a help text; the others
+    say how to get them."""
     eve = Eve(run_of(name))
     assert eve.calls == ("encode_image", "encode_text", *RUNS[name][1].split(), "experts")
     assert set(eve.calls) <= set(dir(eve))
@@ -401,8 +403,8 @@ def test_a_name_that_is_no_call_is_an_attribute_error():
 
 
 def test_threads_share_runs():
-    """Eight threads, each with 70 calls in an order of its own on two runs: all get what one thread gets, and no call leaves
-    anything behind."""
+    """Eight threads, each with 70 calls in an order of its own on two runs: all get what one thread
+    gets, and no call leaves anything behind."""
     small = {"depth": 2, "num_deep_blocks": 1}
     vqa, masked, long = (
         Eve(tiny_run("vqa", model=small)),

@@ -60,7 +60,8 @@ def test_match_of_all_with_all():
 
 @pytest.mark.parametrize("call", ["answer", "verify", "fill_mask", "classify"])
 def test_a_list_gives_a_list_and_neighbours_do_not_matter(call):
-    """One forward pass a batch, the same numbers as one by one; what is given alone goes with every row."""
+    """One forward pass a batch, the same numbers as one by one; what is given alone goes with every
+    row."""
     images = [noise(seed, 20 + seed, 30) for seed in range(5)]
     texts = [
         "a [MASK] circle",
@@ -119,7 +120,8 @@ def numbers(result: Any) -> dict[str, float]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Five images of several sizes, one of them 39 × 7, in a folder with a broken one, and tables of them."""
+    """Five images of several sizes, one of them 39 × 7, in a folder with a broken one, and tables
+    of them."""
     folder = tmp_path / "photos"
     (folder / "inner").mkdir(parents=True)
     names = ["a.png", "b.png", "inner/c.png", "inner/d.png", "inner/thin.png"]

@@ -1,7 +1,7 @@
 """Plain language in the package: words to avoid in names, docstrings, comments and messages.
 
-Each test lists all offenders with file and line. Files and folders in NOT_YET still fail; whoever cleans one removes it there.
-tests/test_docs.py does the same for README and docs.
+Each test lists all offenders with file and line. Files and folders in NOT_YET still fail; whoever
+cleans one removes it there. tests/test_docs.py does the same for README and docs.
 """
 
 import ast
@@ -109,7 +109,8 @@ def identifiers(tree: ast.Module) -> Iterator[tuple[str, int]]:
 
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Docstrings of a file, its classes, functions and attributes, with the line at which each starts."""
+    """Docstrings of a file, its classes, functions and attributes, with the line at which each
+    starts."""
     for node in ast.walk(tree):
         for child in (
             getattr(node, "body", []) if isinstance(getattr(node, "body", None), list) else []

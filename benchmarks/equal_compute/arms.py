@@ -14,8 +14,8 @@ class Stage:
 
     recipe: str
     share: float = 0.0
-    """Share of the budget. With 0, a stage before fine-tuning only provides shapes and tokenizer, and weights stay random. The
-    last stage (fine-tuning) gets the remaining share."""
+    """Share of the budget. With 0, a stage before fine-tuning only provides shapes and tokenizer,
+    and weights stay random. The last stage (fine-tuning) gets the remaining share."""
     flags: str = ""
     """Command line flags."""
     task: type[TaskConfig] | None = None
@@ -33,8 +33,10 @@ class Arm:
     """True if open_clip trains it; the stages then only give image size and crop."""
 
 
-# All arms share the short recipes' encoder and contrastive fine-tuning for search; scenes use the long recipes' learning rates.
-# Phantoms use the recipes of scenes, with larger images (findings stay visible) and longer texts (a report fits).
+# All arms share the short recipes' encoder and contrastive fine-tuning for search; scenes use the
+# long recipes' learning rates.
+# Phantoms use the recipes of scenes, with larger images (findings stay visible) and longer texts (a
+# report fits).
 PHANTOMS = "--input.image-size 64 --input.text-length 64"
 WORDS = "--task.mim-weight 0 --task.mim-share 1 --model.deep-ffn modality --model.expert-ratio 0"
 SHALLOW = "--model.depth 1 --input.patch-size 32"
@@ -52,7 +54,8 @@ PIXELS, EXPERTS = (
 )
 """The parts of EVE as in `demo`."""
 SEARCH = Stage("demo_retrieval", flags="--train.lr 1e-3")
-"""Fine-tuning for search, with half of the recipe's rate, which suits many steps (LOG.md, 2026-11-30)."""
+"""Fine-tuning for search, with half of the recipe's rate, which suits many steps (LOG.md,
+2026-11-30)."""
 FINE_TUNING = {
     "scenes": {"vqa": Stage("scenes_vqa"), "nlvr2": Stage("scenes_nlvr2"), "retrieval": SEARCH},
     "phantoms": {"vqa": Stage("scenes_vqa"), "retrieval": SEARCH},

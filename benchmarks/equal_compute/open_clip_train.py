@@ -1,8 +1,9 @@
 """Train open_clip's own model, tokenizer and loss within a budget of core-seconds.
 
-run.py starts it in a separate environment; it imports nothing of this project. Decoded images stay in memory and captions are
-tokenized before the clock starts, which favours open_clip. The clock is the processor time of one thread. The learning rate
-follows the used share of the budget. Called again, it resumes from its last save (every minute).
+run.py starts it in a separate environment; it imports nothing of this project. Decoded images stay
+in memory and captions are tokenized before the clock starts, which favours open_clip. The clock is
+the processor time of one thread. The learning rate follows the used share of the budget. Called
+again, it resumes from its last save (every minute).
 
 Letters: B batch, N images, T tokens, S side of an image, 1 one grey value.
 """
@@ -51,8 +52,8 @@ def cropped(
 ) -> Tensor:
     """Return random crops in [-1, 1] at full size, some of them mirrored.
 
-    crop: least and largest share of the area. The aspect ratio is at most 4/3. Half of the images that allow it are
-    mirrored.
+    crop: least and largest share of the area. The aspect ratio is at most 4/3. Half of the images
+    that allow it are mirrored.
     """
     B = len(pixels_BCHW)
     pixels_BCHW = pixels_BCHW.float() / 127.5 - 1
@@ -94,8 +95,8 @@ def random_inked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
 def random_stroked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
     """Change the strokes of uint8 images by five random numbers each.
 
-    Changes are bolder or thinner strokes, outlines, inverted grey levels and shifts. Equals `random_strokes` of
-    eve_vl.data.transforms.
+    Changes are bolder or thinner strokes, outlines, inverted grey levels and shifts. Equals
+    `random_strokes` of eve_vl.data.transforms.
     """
     width_B, outline_B, invert_B, *shifts = torch.from_numpy(draw_B5).T
     pixels_BCHW = pixels_BCHW.clone()

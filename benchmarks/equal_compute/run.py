@@ -5,26 +5,30 @@
     python benchmarks/equal_compute/run.py --tasks icons --icons icons --budgets 1500 --tune
     python benchmarks/equal_compute/run.py --tasks icons --icons icons --budgets 1500 4800 --on test
 
-An arm is a row of the table in arms.py. It lists stages; each stage is a recipe, command line flags and a share of the
-budget. The last stage is fine-tuning and gets the remaining share. BUDGET covers pre-training plus one fine-tuning. On scenes,
-one pre-training starts three fine-tunings and counts in the budget of each. An arm without pre-training spends the whole budget
-on fine-tuning from random weights, with the same learning rates.
+An arm is a row of the table in arms.py. It lists stages; each stage is a recipe, command line flags
+and a share of the budget. The last stage is fine-tuning and gets the remaining share. BUDGET covers
+pre-training plus one fine-tuning. On scenes, one pre-training starts three fine-tunings and counts
+in the budget of each. An arm without pre-training spends the whole budget on fine-tuning from
+random weights, with the same learning rates.
 
-Core-seconds are the processor time of a run's steps, with loading, log and checkpoints. Imports, opening data, training the
-tokenizer, the one validation at the end and the evaluation do not count. A stage has share × budget / (seconds per step) steps.
-Seconds per step are measured first: the stages take turns for several rounds, and the median counts (OUT/probe.json). The
-tables list the core-seconds that each run really used.
+Core-seconds are the processor time of a run's steps, with loading, log and checkpoints. Imports,
+opening data, training the tokenizer, the one validation at the end and the evaluation do not count.
+A stage has share × budget / (seconds per step) steps. Seconds per step are measured first: the
+stages take turns for several rounds, and the median counts (OUT/probe.json). The tables list the
+core-seconds that each run really used.
 
-Numbers are those of `eve evaluate`, by default on validation rows (for tuning), with --on test on the test sets. `emoji_style`
-trains on the drawings of two vendors and tests on the third: on unseen concepts and, `…_seen`, on concepts that training shows
-in the other styles. `icons_dev` keeps two icon sets back from training, for tuning.
+Numbers are those of `eve evaluate`, by default on validation rows (for tuning), with --on test on
+the test sets. `emoji_style` trains on the drawings of two vendors and tests on the third: on unseen
+concepts and, `…_seen`, on concepts that training shows in the other styles. `icons_dev` keeps two
+icon sets back from training, for tuning.
 
-The open_clip arm trains open_clip's own model in a separate environment, built in OUT/open_clip_env (open_clip_train.py).
---tune tries combinations of its settings within the first budget and keeps the best by validation, also of earlier calls with
-the same budget. So settings can be tried in turn, e.g. first the rate, then the warm-up at the best rate.
+The open_clip arm trains open_clip's own model in a separate environment, built in OUT/open_clip_env
+(open_clip_train.py). --tune tries combinations of its settings within the first budget and keeps
+the best by validation, also of earlier calls with the same budget. So settings can be tried in
+turn, e.g. first the rate, then the warm-up at the best rate.
 
-The same command with the same --out resumes: it reads finished results and continues stopped runs. The results are in
-OUT/equal_compute.html and OUT/table.json.
+The same command with the same --out resumes: it reads finished results and continues stopped runs.
+The results are in OUT/equal_compute.html and OUT/table.json.
 """
 
 import argparse

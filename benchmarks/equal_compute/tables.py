@@ -70,7 +70,8 @@ DOTS = """{% from "charts.html" import text %}
     <line class="ref" x1="1" x2="21" y1="5" y2="5"/></svg>{{ level[0] }} <b>{{ show(level[1]) }}</b></li></ul>
   {% endif %}
 </figure>"""
-"""lines: (name, mean, least, largest). x: returns where a value lies. level: (name, value), or none."""
+"""lines: (name, mean, least, largest). x: returns where a value lies. level: (name, value), or
+none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,8 +270,8 @@ def spread(values: Sequence[float], show: str = ".3f") -> str:
 def table(arms: Arms, paper: Paper | None = None) -> list[list[str]]:
     """Return a header and a line per arm.
 
-    Columns are seeds, core-seconds, training rows of each stage, and metrics. The paper's numbers stand next to ours;
-    the last line has the image-ablated baselines.
+    Columns are seeds, core-seconds, training rows of each stage, and metrics. The paper's numbers
+    stand next to ours; the last line has the image-ablated baselines.
     """
     paper = paper or {}
     given = {name for numbers in paper.values() for name in numbers}

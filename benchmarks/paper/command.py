@@ -1,10 +1,10 @@
 """Shared command of the paper's tables.
 
-It puts our rows next to the paper's numbers and reports which orderings hold. A table is a command; its parts are
-tables or figures of the paper. Runs, budgets, seeds, evaluation and resuming are those of
-benchmarks/equal_compute/run.py. A budget counts core-seconds or pairs (training rows of all stages of an arm,
-fine-tuning included). The time of pairs is known only after measuring steps; --list measures them first. Code derives
-all findings from the seeds.
+It puts our rows next to the paper's numbers and reports which orderings hold. A table is a command;
+its parts are tables or figures of the paper. Runs, budgets, seeds, evaluation and resuming are
+those of benchmarks/equal_compute/run.py. A budget counts core-seconds or pairs (training rows of
+all stages of an arm, fine-tuning included). The time of pairs is known only after measuring steps;
+--list measures them first. Code derives all findings from the seeds.
 """
 
 import json

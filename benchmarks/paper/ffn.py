@@ -2,9 +2,10 @@
 
     python benchmarks/paper/ffn.py --jobs 2
 
-They vary the deep blocks, the modality routing and the number of experts. Uses EVE of 4 blocks of width 192, the last
-two of them deep, on scenes of 48 pixels in patches of 8, at equal pairs; the paper has EVE-Base of 12 blocks and 32
-experts. `soft` has 4 experts, two per token. The paper's numbers are for VQA v2, ours for questions about scenes.
+They vary the deep blocks, the modality routing and the number of experts. Uses EVE of 4 blocks of
+width 192, the last two of them deep, on scenes of 48 pixels in patches of 8, at equal pairs; the
+paper has EVE-Base of 12 blocks and 32 experts. `soft` has 4 experts, two per token. The paper's
+numbers are for VQA v2, ours for questions about scenes.
 """
 
 from collections.abc import Mapping

@@ -2,9 +2,10 @@
 
     python benchmarks/paper/masking.py --jobs 2
 
-Uses EVE of 4 blocks of width 192 with 4 experts in the last two, on scenes of 48 pixels in 36 patches, at equal pairs; the
-paper has EVE-Base with 196 patches. One ratio varies while the other keeps the paper's best: 75 % of the patches, 50 % of the
-tokens. The paper plots its numbers without printing them; ours are accuracies of questions about scenes.
+Uses EVE of 4 blocks of width 192 with 4 experts in the last two, on scenes of 48 pixels in 36
+patches, at equal pairs; the paper has EVE-Base with 196 patches. One ratio varies while the other
+keeps the paper's best: 75 % of the patches, 50 % of the tokens. The paper plots its numbers without
+printing them; ours are accuracies of questions about scenes.
 """
 
 from command import Part, Table, above_all, eve, main

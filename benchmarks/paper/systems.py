@@ -5,13 +5,15 @@
     python benchmarks/paper/systems.py --jobs 2 --tasks icons --icons FOLDER          # built by examples/icons/build.py
     python benchmarks/paper/systems.py --jobs 2 --arms EVE VLMo nothing --core-seconds 40 160   # some rows, larger budgets
 
-Each system has its small form and its own encoder. EVE has 4 blocks of width 192, linear patches of 8 pixels and 4 experts in
-the last two blocks. `words` is this package's: two blocks, convolutional stem, MLM only. VLMo has three stages; MLIM, M3AE and
-MedFLIP follow their recipes. The baselines use EVE's encoder with ITC + ITM + MLM, with ITC only, and without pre-training.
-All systems are fine-tuned by the same recipes: questions, statements (scenes) and contrastive search. On icons, which only
-have search, the ITC arm has no pre-training. The paper's numbers are the main results of EVE-Base and VLMo-Base (VQA v2
-test-dev, NLVR2 test-P, R@1 on Flickr30K); VLMo's first stage there is a BEiT fine-tuned with labels, ours is not. The ordering
-of EVE above no pre-training is our question, not the paper's.
+Each system has its small form and its own encoder. EVE has 4 blocks of width 192, linear patches of
+8 pixels and 4 experts in the last two blocks. `words` is this package's: two blocks, convolutional
+stem, MLM only. VLMo has three stages; MLIM, M3AE and MedFLIP follow their recipes. The baselines
+use EVE's encoder with ITC + ITM + MLM, with ITC only, and without pre-training. All systems are
+fine-tuned by the same recipes: questions, statements (scenes) and contrastive search. On icons,
+which only have search, the ITC arm has no pre-training. The paper's numbers are the main results of
+EVE-Base and VLMo-Base (VQA v2 test-dev, NLVR2 test-P, R@1 on Flickr30K); VLMo's first stage there
+is a BEiT fine-tuned with labels, ours is not. The ordering of EVE above no pre-training is our
+question, not the paper's.
 """
 
 from collections.abc import Mapping

@@ -2,11 +2,11 @@
 
     python benchmarks/paper/targets.py --jobs 2
 
-EVE's masked image modelling (MIM) reconstructs pixels. Rows with a visual tokenizer are missing, because this package
-has none. Compared are raw pixels, pixels normalised per patch (MAE §4; the paper is silent) and no pixels, which are
-rows of the paper's Table 5. The paper's numbers: VQA v2 for questions, NLVR2 test-P for statements, R@1 on Flickr30K
-for captions. Uses EVE of 4 blocks of width 192 with 4 experts in the last two, on scenes of 48 pixels in patches of 8,
-at equal pairs.
+EVE's masked image modelling (MIM) reconstructs pixels. Rows with a visual tokenizer are missing,
+because this package has none. Compared are raw pixels, pixels normalised per patch (MAE §4; the
+paper is silent) and no pixels, which are rows of the paper's Table 5. The paper's numbers: VQA v2
+for questions, NLVR2 test-P for statements, R@1 on Flickr30K for captions. Uses EVE of 4 blocks of
+width 192 with 4 experts in the last two, on scenes of 48 pixels in patches of 8, at equal pairs.
 """
 
 from command import Part, Table, above_all, eve, main

@@ -2,9 +2,10 @@
 
     python benchmarks/paper/tasks.py --jobs 2
 
-Uses EVE of 4 blocks of width 192 with 4 experts in the last two, on scenes of 48 pixels in patches of 8, instead of EVE-Base on
-4M images. Table 5 is at equal pairs; Table 6 is at equal core-seconds of one thread, where the paper has equal GPU hours. The
-paper's numbers: VQA v2 for questions, NLVR2 test-P for statements, R@1 on Flickr30K for captions (TR) and images (IR).
+Uses EVE of 4 blocks of width 192 with 4 experts in the last two, on scenes of 48 pixels in patches
+of 8, instead of EVE-Base on 4M images. Table 5 is at equal pairs; Table 6 is at equal core-seconds
+of one thread, where the paper has equal GPU hours. The paper's numbers: VQA v2 for questions, NLVR2
+test-P for statements, R@1 on Flickr30K for captions (TR) and images (IR).
 """
 
 from command import Ordering, Part, Table, above_all, eve, main
@@ -17,7 +18,8 @@ BY_TASKS = {
     "both masked at once": eve("--task.joint-masking"),
     "MIM+MLM": eve(),
 }
-# The paper does not say what matching without contrast draws its wrong pairs by; here half of the pairs get any other image.
+# The paper does not say what matching without contrast draws its wrong pairs by; here half of the
+# pairs get any other image.
 BY_LOSSES = {
     "EVE+ITC": eve("--task.itm-weight 0", ContrastMatchConfig),
     "EVE+ITM": eve("--task.itc-weight 0 --task.itm-negatives random_half", ContrastMatchConfig),

@@ -32,11 +32,11 @@ class CheckArgs(JsonArgs, SourceArgs):
     path: Positional[str]
     """A source, as in --data.train."""
     kind: str = "auto"
-    """Kind of its rows: captions, questions, statements, labels, images, texts or one of a related system; auto: guessed from
-    the fields of the first row."""
+    """Kind of its rows: captions, questions, statements, labels, images, texts or one of a related
+    system; auto: guessed from the fields of the first row."""
     recipe: str | None = None
-    """Also check that the rows have what training with this recipe needs, its text length and vocabulary; a recipe or
-    FILE.py:NAME."""
+    """Also check that the rows have what training with this recipe needs, its text length and
+    vocabulary; a recipe or FILE.py:NAME."""
     init: Path | None = None
     """Run that a fine-tuning --recipe starts from; default: a recipe, which is printed."""
 

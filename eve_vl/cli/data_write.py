@@ -13,14 +13,17 @@ class WriteArgs(Frozen):
     """Flags of `eve data write`."""
 
     generator: Positional[str]
-    """scenes: images of shapes, from scenes:test; phantoms: schematic radiographs, which say nothing about medicine."""
+    """scenes: images of shapes, from scenes:test; phantoms: schematic radiographs, which say
+    nothing about medicine."""
     layout: Positional[str]
-    """scenes: captions (a text file per image), questions or statements (one table). phantoms: the data set whose files to
-    imitate: roco (captions), slake (questions), chexpert (labels), chexpert-5x200 (reports with one label)."""
+    """scenes: captions (a text file per image), questions or statements (one table). phantoms: the
+    data set whose files to imitate: roco (captions), slake (questions), chexpert (labels),
+    chexpert-5x200 (reports with one label)."""
     folder: Positional[Path]
     """New folder to write."""
     rows: int = 200
-    """Number of rows; for phantoms of training rows (validation and test have a fifth), in chexpert-5x200 of each class."""
+    """Number of rows; for phantoms of training rows (validation and test have a fifth), in
+    chexpert-5x200 of each class."""
     seed: int = 0
     """Random seed of the rows."""
 

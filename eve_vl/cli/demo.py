@@ -10,7 +10,8 @@ class DemoArgs(Frozen):
     """Flags of `eve demo`."""
 
     out: Path = Path("runs/demo")
-    """Folder of the runs, metrics.json and report.html; the same command resumes after an interruption."""
+    """Folder of the runs, metrics.json and report.html; the same command resumes after an
+    interruption."""
 
 
 def run_demo(args: DemoArgs) -> None:

@@ -36,9 +36,11 @@ class EvaluateArgs(MeasureArgs):
     runs: Positional[tuple[Path, ...]]
     """Run folders, or their checkpoints; several are compared row by row, best first."""
     ablations: bool = True
-    """Questions and labels: also measure the run with noise, with wrong images and without text; each takes as long again."""
+    """Questions and labels: also measure the run with noise, with wrong images and without text;
+    each takes as long again."""
     predictions: Path | None = None
-    """Also write a prediction file, in the official server's format; classification: JSON lines of row, label, probability."""
+    """Also write a prediction file, in the official server's format; classification: JSON lines of
+    row, label, probability."""
 
 
 @dataclass(frozen=True)

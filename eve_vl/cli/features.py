@@ -31,11 +31,13 @@ class FeaturesArgs(SourceArgs, DeviceArgs):
     sources: Positional[tuple[str, ...]] = ()
     """Folders of images, tables or shards; with --out FILE.npz also image files."""
     run: Path
-    """Run folder, or one of its checkpoints; for Parquet, its features of images and texts must compare."""
+    """Run folder, or one of its checkpoints; for Parquet, its features of images and texts must
+    compare."""
     out: Path = Path("features")
-    """Folder of Parquet parts, where finished parts are kept. Or a file to write, .npz or .safetensors: image_features and
-    text_features, and the names of their rows, `images` and `texts`, and `skipped` rows as JSON lists (an array of one JSON
-    text each in .npz, metadata in .safetensors)."""
+    """Folder of Parquet parts, where finished parts are kept. Or a file to write, .npz or
+    .safetensors: image_features and text_features, and the names of their rows, `images` and
+    `texts`, and `skipped` rows as JSON lists (an array of one JSON text each in .npz, metadata in
+    .safetensors)."""
     texts: tuple[str, ...] = ()
     """Texts, for a file."""
     texts_of: tuple[Path, ...] = ()

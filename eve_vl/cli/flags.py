@@ -53,8 +53,9 @@ class MeasureArgs(JsonArgs, SourceArgs, DeviceArgs):
     """Flags of all forms of `eve evaluate`."""
 
     data: tuple[str, ...] = ()
-    """Sources to evaluate on, as for --data.train, or held-out-test, the share that --data.test-fraction kept for it (of
-    several runs: that of the first one that is no builtin: run); default: the run's own validation sources."""
+    """Sources to evaluate on, as for --data.train, or held-out-test, the share that
+    --data.test-fraction kept for it (of several runs: that of the first one that is no builtin:
+    run); default: the run's own validation sources."""
     samples: int = 1_000_000
     """Maximum number of rows, evenly spread."""
     skip_invalid: bool = False

@@ -20,7 +20,8 @@ class IndexArgs(SourceArgs, DeviceArgs):
     sources: Positional[tuple[str, ...]] = ()
     """Folders of images, tables or shards; default: update all sources of the index."""
     run: Path | None = None
-    """Run folder, or one of its checkpoints, that computes the features; default: the run that made the index."""
+    """Run folder, or one of its checkpoints, that computes the features; default: the run that made
+    the index."""
     out: Path = Path("index")
     """Folder of the index; an existing index is updated."""
     drop: tuple[str, ...] = ()

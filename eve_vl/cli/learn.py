@@ -28,8 +28,8 @@ class LearnArgs(SourceArgs, DeviceArgs):
     sources: Positional[tuple[str, ...]]
     """Folders of images, tables or shards to learn from."""
     time: Annotated[str, tyro.conf.arg(name="for")]
-    """Time for everything, such as 30m or 1h30m. Thousands of images need 3m or more on a CPU core. The same command
-    resumes; a longer time continues."""
+    """Time for everything, such as 30m or 1h30m. Thousands of images need 3m or more on a CPU core.
+    The same command resumes; a longer time continues."""
     task: Literal["auto", "search", "questions", "statements", "labels"] = "auto"
     """What to train for; auto: by the columns of the sources."""
     out: Path = Path("runs/mine")

@@ -15,7 +15,8 @@ class ReportArgs(Frozen):
     runs: Positional[tuple[Path, ...]]
     """Run folders, or folders of runs; several runs are compared on one page."""
     out: Path | None = None
-    """File to write; default: report.html in the run folder, or comparison.html in the runs' common folder."""
+    """File to write; default: report.html in the run folder, or comparison.html in the runs' common
+    folder."""
 
 
 def run_report(args: ReportArgs) -> None:

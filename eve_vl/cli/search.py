@@ -39,11 +39,13 @@ class SearchArgs(JsonArgs, DeviceArgs):
     top: int = 20
     """Number of results."""
     rerank: int | None = None
-    """Number of candidates that the matching head re-ranks, 0 for none; default: as validation chose for the run."""
+    """Number of candidates that the matching head re-ranks, 0 for none; default: as validation
+    chose for the run."""
     folder: Path | None = None
     """Only images in this folder."""
     where: tuple[str, ...] = ()
-    """Only images of table rows with these values, COLUMN=VALUE each; one row must have all of them."""
+    """Only images of table rows with these values, COLUMN=VALUE each; one row must have all of
+    them."""
     run: Path | None = None
     """The run, if it was moved since it made the index."""
     html: Path | None = None

@@ -33,7 +33,8 @@ class ServeArgs(DeviceArgs, Limits):
     port: int | None = None
     """Port to listen on, 0: any free one; default: 8000, or the next free port."""
     token: str | None = None
-    """Clients send it as `Authorization: Bearer TOKEN`; EVE_TOKEN in the environment is not visible in `ps`."""
+    """Clients send it as `Authorization: Bearer TOKEN`; EVE_TOKEN in the environment is not visible
+    in `ps`."""
     page: bool = True
     """Serve a web page next to the JSON."""
     browser: bool = True

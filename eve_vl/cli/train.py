@@ -42,9 +42,11 @@ class TrainArgs(Frozen):
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: bool = False
-    """Fail unless there is a run to resume in --out. Without this flag the command resumes it, or starts a new one."""
+    """Fail unless there is a run to resume in --out. Without this flag the command resumes it, or
+    starts a new one."""
     accept_changed_data: bool = False
-    """Resume although rows of the training or validation data have changed; the log and the report note it."""
+    """Resume although rows of the training or validation data have changed; the log and the report
+    note it."""
 
 
 def run_pretrain(argv: Sequence[str]) -> None:

@@ -34,7 +34,8 @@ def patches_per_side(num_positions: int, where: str) -> int:
 def patches_per_side_of_table(num_rows: int, num_special_rows: int, where: str) -> int:
     """Return the patches per side from the rows of a table of relative positions.
 
-    num_special_rows: rows that are not between patches. Raises UserError if the others are no square.
+    num_special_rows: rows that are not between patches. Raises UserError if the others are no
+    square.
     """
     side = round((max(num_rows - num_special_rows, 0) ** 0.5 + 1) / 2)
     if side < 2 or (2 * side - 1) ** 2 + num_special_rows != num_rows:

@@ -1,4 +1,5 @@
-"""What the files next to a CLIP or SigLIP checkpoint say: heads, activation, resizing, pixel statistics."""
+"""What the files next to a CLIP or SigLIP checkpoint say: heads, activation, resizing, pixel
+statistics."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -118,7 +119,8 @@ def _tower(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) ->
 
 
 def _resizing(folder: Path, image_size: int, is_clip: bool) -> tuple[str, str, dict[str, Any]]:
-    """Return the form and interpolation of resizing, and all options of transformers' image processor.
+    """Return the form and interpolation of resizing, and all options of transformers' image
+    processor.
 
     Raises UserError.
     """
@@ -173,7 +175,8 @@ def _settings_of_open_clip(folder: Path) -> ClipSettings:
 
 
 def _refuse_unreadable_options(path: Path, sections: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError for options of open_clip that change the model in a way that is not read here."""
+    """Raise UserError for options of open_clip that change the model in a way that is not read
+    here."""
     names = {name for section in sections for name, value in section.items() if value}
     unreadable = sorted(name for name in names if not READABLE_OPTIONS.fullmatch(name))
     if unreadable:

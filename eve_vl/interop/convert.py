@@ -1,7 +1,8 @@
 """Import of foreign weights as run folders.
 
-One driver serves all families of checkpoints. A family recognises its tensors and plans what they become, mostly by a table of
-names. Families outside this folder, such as those of related systems, are entry points of the group `eve_vl.converters`.
+One driver serves all families of checkpoints. A family recognises its tensors and plans what they
+become, mostly by a table of names. Families outside this folder, such as those of related systems,
+are entry points of the group `eve_vl.converters`.
 """
 
 import re
@@ -52,7 +53,8 @@ class Conversion(Frozen):
     recipe: str = "base"
     """Pre-training recipe that the rest of the config comes from."""
     finetune_prefix: str = ""
-    """Before the task's name: the fine-tuning recipe that it comes from instead, where there is one."""
+    """Before the task's name: the fine-tuning recipe that it comes from instead, where there is
+    one."""
     recipe_name: str = "published"
     """The config's `recipe`."""
     unused: str
@@ -60,7 +62,8 @@ class Conversion(Frozen):
     token_embedding: str = ""
     """Foreign name of the token embeddings; "": any tokenizer fits."""
     max_words: int | None = None
-    """Words of a text that published evaluation keeps, if the tokenizer is to strip texts as it does."""
+    """Words of a text that published evaluation keeps, if the tokenizer is to strip texts as it
+    does."""
     text_length: int | None = None
     """Length to cut text positions to; None: that of `sizes`."""
     tokenizer: Tokenizer | None = None
@@ -81,7 +84,8 @@ class Family:
     """Flags of `eve convert` with an effect on it, besides those of all families."""
     matches: Callable[[Mapping[str, Tensor]], bool]
     plan: Callable[[dict[str, Tensor], str, ConvertArgs], Conversion]
-    """Returns what the tensors of a file become; `--drop` and unusual tensors are dealt with. Raises UserError."""
+    """Returns what the tensors of a file become; `--drop` and unusual tensors are dealt with.
+    Raises UserError."""
 
 
 def import_weights(
@@ -140,7 +144,8 @@ def plan_conversion(
 def config_for(conversion: Conversion, run: Path, where: str) -> Config:
     """Return the config of a converted checkpoint, at its sizes.
 
-    The rest is that of the task's recipe after `finetune_prefix`, else of `recipe`. Raises UserError for impossible sizes.
+    The rest is that of the task's recipe after `finetune_prefix`, else of `recipe`. Raises
+    UserError for impossible sizes.
     """
     config = get_recipe(conversion.recipe)
     finetune_recipe = conversion.finetune_prefix + conversion.section.name
@@ -180,7 +185,8 @@ def _fitting_tokenizer(conversion: Conversion, args: ConvertArgs) -> Tokenizer:
 def _load_converted(
     task: Task[Any], conversion: Conversion, labels: Sequence[str], where: str
 ) -> int:
-    """Load converted tensors into a task; return their number. Raises UserError for those that do not fit."""
+    """Load converted tensors into a task; return their number. Raises UserError for those that do
+    not fit."""
     targets = task.state_dict()
     sources = resolve(conversion.table, targets)
     wanted = {name for source in sources.values() for name in source.sources}

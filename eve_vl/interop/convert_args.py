@@ -16,34 +16,40 @@ class ConvertArgs(Frozen):
     """Flags of `eve convert`."""
 
     source: Positional[Path]
-    """A published EVE, VLMo or M3AE checkpoint or a BEiT or ViT image encoder of timm or transformers (.pth, .bin,
-    .safetensors); a CLIP or SigLIP of transformers or open_clip (a folder or a file in it); or a run folder to export."""
+    """A published EVE, VLMo or M3AE checkpoint or a BEiT or ViT image encoder of timm or
+    transformers (.pth, .bin, .safetensors); a CLIP or SigLIP of transformers or open_clip (a folder
+    or a file in it); or a run folder to export."""
     target: Positional[Path]
     """Run folder to write; or the .safetensors or .pth file for an exported run."""
     tokenizer: Path | None = None
-    """The weights' tokenizer.json or BERT vocab.txt; for an image encoder any. CLIP, SigLIP: default: that of their folder."""
+    """The weights' tokenizer.json or BERT vocab.txt; for an image encoder any. CLIP, SigLIP:
+    default: that of their folder."""
     answers: Path | None = None
     """VQA: the answer list of the head; classification: the list of labels."""
     routing: Routing = "reference-dropless"
-    """EVE checkpoints. reference: as published; reference-dropless: without noise and drops; dropless: as in the paper."""
+    """EVE checkpoints. reference: as published; reference-dropless: without noise and drops;
+    dropless: as in the paper."""
     text_tokens: int = 40
-    """EVE checkpoints: tokens to pad every text to, as in their training. VLMo, M3AE: longest text, 0: all positions."""
+    """EVE checkpoints: tokens to pad every text to, as in their training. VLMo, M3AE: longest text,
+    0: all positions."""
     clean_text: bool = True
     """EVE checkpoints: strip texts of punctuation and capitals, as in their training."""
     image_size: int = 0
     """Resize the image positions for images of this size; 0: keep them."""
     num_heads: int = 0
-    """Attention heads; 0: as published, 64 wide except in VLMo's base_plus, and 16 in image encoders wider than 1024."""
+    """Attention heads; 0: as published, 64 wide except in VLMo's base_plus, and 16 in image
+    encoders wider than 1024."""
     architecture: str = "eve"
-    """Image encoders. eve: EVE's blocks (quick-GELU, a norm before the first). source: the source's. vlmo: VLMo's, from a BEiT
-    with relative positions."""
+    """Image encoders. eve: EVE's blocks (quick-GELU, a norm before the first). source: the
+    source's. vlmo: VLMo's, from a BEiT with relative positions."""
     copy: Literal["all", "text", "none"] | None = None
-    """Image encoders: which networks start as copies of the image's. all: text networks and experts; text: text networks. The
-    others are random. Default: all, with vlmo none."""
+    """Image encoders: which networks start as copies of the image's. all: text networks and
+    experts; text: text networks. The others are random. Default: all, with vlmo none."""
     num_experts: int | None = None
     """Image encoders: experts in each of the last blocks; default: 32."""
     num_deep_blocks: int | None = None
-    """Image encoders: last blocks with experts, with vlmo with networks for pairs; default: 2, from 24 blocks 3."""
+    """Image encoders: last blocks with experts, with vlmo with networks for pairs; default: 2, from
+    24 blocks 3."""
     drop: tuple[str, ...] = ()
     """Leave out keys with one of these in their names."""
 

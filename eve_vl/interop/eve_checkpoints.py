@@ -223,7 +223,8 @@ def to_published(
 def export_published(run: Path, target: Path) -> str:
     """Write a run's weights under the published names and return a summary.
 
-    The run must be of a published kind. target: .safetensors, or .pth for a torch file. Raises UserError.
+    The run must be of a published kind. target: .safetensors, or .pth for a torch file. Raises
+    UserError.
     """
     if target.suffix not in (".safetensors", ".pth", ".pt"):
         raise UserError(f"{target}: name a .safetensors or .pth file")

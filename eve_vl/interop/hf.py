@@ -1,10 +1,11 @@
 """Configs, models and processors for `transformers`: Auto classes, hub, Trainer.
 
-Importing this module registers them. `from_run` and `to_run` convert a run folder to a model and processor, and back. Each kind
-of task has a class: EveFor and its name, e.g. `EveForContrastMatch`, unless a class is listed here.
+Importing this module registers them. `from_run` and `to_run` convert a run folder to a model and
+processor, and back. Each kind of task has a class: EveFor and its name, e.g. `EveForContrastMatch`,
+unless a class is listed here.
 
-Letters: B batch, T text tokens, N all tokens, D width, V vocabulary, A answers, I images, C texts, d width of features,
-H = W side of the image.
+Letters: B batch, T text tokens, N all tokens, D width, V vocabulary, A answers, I images, C texts,
+d width of features, H = W side of the image.
 """
 
 import dataclasses
@@ -57,8 +58,9 @@ ALIGNMENT = (
 class EveConfig(PreTrainedConfig):
     """Sections `input`, `model` and `task` of our `Config`, and the vocabulary size.
 
-    The sections are JSON values. A classifier's labels, e.g. VQA's answers, are `id2label`. The config names no folders or
-    data, since it may go to a hub. Raises UserError for unknown or missing keys and for contradictory values.
+    The sections are JSON values. A classifier's labels, e.g. VQA's answers, are `id2label`. The
+    config names no folders or data, since it may go to a hub. Raises UserError for unknown or
+    missing keys and for contradictory values.
     """
 
     model_type = "eve"
@@ -117,9 +119,10 @@ class ModelInputs(dict[str, Tensor]):
 class EvePreTrainedModel(PreTrainedModel):
     """Base of all classes: holds one of our tasks, `task`, built from the config.
 
-    A checkpoint of another task is a start for fine-tuning: its encoder is loaded, and missing heads start untrained.
-    pixel_values: float32 (B, 3, H, W) from `EveImageProcessor`. input_ids: int64 (B, T), attention_mask: (B, T), 0 at padding,
-    from `EveTokenizerFast`. return_dict=False returns a tuple. UserError names inputs that do not fit.
+    A checkpoint of another task is a start for fine-tuning: its encoder is loaded, and missing
+    heads start untrained. pixel_values: float32 (B, 3, H, W) from `EveImageProcessor`. input_ids:
+    int64 (B, T), attention_mask: (B, T), 0 at padding, from `EveTokenizerFast`. return_dict=False
+    returns a tuple. UserError names inputs that do not fit.
     """
 
     config_class = EveConfig
@@ -146,8 +149,8 @@ class EvePreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a folder or a hub repository with safetensors weights.
 
-        Never loads a pickle, which can run code. Weights stay float32, as in training; autocast computes in bfloat16. Raises
-        UserError for another dtype, OSError for a missing file.
+        Never loads a pickle, which can run code. Weights stay float32, as in training; autocast
+        computes in bfloat16. Raises UserError for another dtype, OSError for a missing file.
         """
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         if dtype not in (None, "auto", "float32", torch.float32):
@@ -272,14 +275,15 @@ class EveRetrievalOutput(ModelOutput):
     logits_per_text: Tensor | None = None
     """The same, (C, I)."""
     match_logits: Tensor | None = None
-    """Logits of each image with the text of its row, (B, 2), class 1 = match; needs I = C and a matching head."""
+    """Logits of each image with the text of its row, (B, 2), class 1 = match; needs I = C and a
+    matching head."""
 
 
 class EveModel(EvePreTrainedModel):
     """The encoder without a head: states of images, of texts or of pairs.
 
-    last_hidden_state: (B, N, D) after the final norm, the image's [CLS] and patches first, then the text. pooler_output:
-    (B, D), the state of the text [CLS], without a text of the image's.
+    last_hidden_state: (B, N, D) after the final norm, the image's [CLS] and patches first, then the
+    text. pooler_output: (B, D), the state of the text [CLS], without a text of the image's.
     """
 
     kind = "headless"
@@ -289,8 +293,9 @@ class EveModel(EvePreTrainedModel):
 class EveForMaskedModeling(EvePreTrainedModel):
     """Masked tokens given an image; a pixel decoder of the run stays unused.
 
-    input_ids: with [MASK] for masked tokens. labels: int64 (B, T), the masked tokens, -100 elsewhere. loss: their mean
-    cross-entropy in nats plus the weighted balance loss. logits: (B, T, V).
+    input_ids: with [MASK] for masked tokens. labels: int64 (B, T), the masked tokens, -100
+    elsewhere. loss: their mean cross-entropy in nats plus the weighted balance loss. logits: (B, T,
+    V).
     """
 
     kind = "masked_signal"
@@ -300,8 +305,8 @@ class EveForMaskedModeling(EvePreTrainedModel):
 class EveForRetrieval(EvePreTrainedModel):
     """Image–text retrieval: embeds I images, C texts or both, and compares them.
 
-    labels: int64 (B,) of true pairs in order, equal for pairs with the same image, which are no negatives of each other. In
-    training mode with labels, only the loss is computed.
+    labels: int64 (B,) of true pairs in order, equal for pairs with the same image, which are no
+    negatives of each other. In training mode with labels, only the loss is computed.
     """
 
     kind = "retrieval"
@@ -311,8 +316,8 @@ class EveForRetrieval(EvePreTrainedModel):
 class EveForVisualQuestionAnswering(EvePreTrainedModel):
     """Answers from the list in config.id2label.
 
-    labels: soft targets, float32 (B, A) in [0, 1]. loss: their binary cross-entropy, summed over answers, mean over questions,
-    plus the weighted balance loss. logits: (B, A), one sigmoid each.
+    labels: soft targets, float32 (B, A) in [0, 1]. loss: their binary cross-entropy, summed over
+    answers, mean over questions, plus the weighted balance loss. logits: (B, A), one sigmoid each.
     """
 
     kind = "vqa"
@@ -321,7 +326,8 @@ class EveForVisualQuestionAnswering(EvePreTrainedModel):
 class EveForNLVR2(EvePreTrainedModel):
     """Truth of a statement about pixel_values, left, and pixel_values_right.
 
-    labels: int64 (B,), 1 = true. loss: their cross-entropy plus the weighted balance loss. logits: (B, 2).
+    labels: int64 (B,), 1 = true. loss: their cross-entropy plus the weighted balance loss. logits:
+    (B, 2).
     """
 
     kind = "nlvr2"
@@ -356,8 +362,9 @@ def model_class(section: type[TaskConfig]) -> type[EvePreTrainedModel]:
 def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
     """Return the model and the processor of a run folder or checkpoint.
 
-    The model is in evaluation mode. A folder gives its best weights, else its newest. A pre-trained run without a token head
-    gives retrieval or, without contrast and matching, its encoder. Raises UserError.
+    The model is in evaluation mode. A folder gives its best weights, else its newest. A pre-trained
+    run without a token head gives retrieval or, without contrast and matching, its encoder. Raises
+    UserError.
     """
     run = load_run(run_path(path))
     task, kind = _portable_task(run.task)

@@ -25,9 +25,9 @@ WHOLE = sys.maxsize  # tokens
 class EveImageProcessor(BaseImageProcessor):
     """Images in any form that `Eve` takes, resized to a square.
 
-    They are normalised with mean = std = 0.5. size: {"height": H, "width": H}. form, interpolation: `input.resize` and
-    `input.interpolation` of the run. A JPEG as a path or bytes is shrunk during decoding, as in evaluation. One that Pillow has
-    decoded differs a little.
+    They are normalised with mean = std = 0.5. size: {"height": H, "width": H}. form, interpolation:
+    `input.resize` and `input.interpolation` of the run. A JPEG as a path or bytes is shrunk during
+    decoding, as in evaluation. One that Pillow has decoded differs a little.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
@@ -70,9 +70,9 @@ class EveImageProcessor(BaseImageProcessor):
 class EveTokenizerFast(PreTrainedTokenizerFast):
     """Tokenizer of a run: the ids of `Tokenizer.encode`.
 
-    It gives ids and attention mask of texts, not of pairs of texts. truncation=True cuts them at the run's longest text. A
-    special token written in a text is ordinary text. With split_special_tokens=False each "[MASK]" is a masked token, as in
-    `Eve.fill_mask`.
+    It gives ids and attention mask of texts, not of pairs of texts. truncation=True cuts them at
+    the run's longest text. A special token written in a text is ordinary text. With
+    split_special_tokens=False each "[MASK]" is a masked token, as in `Eve.fill_mask`.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
@@ -141,7 +141,8 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
         return [encoding.ids for encoding in backend.encode_batch(texts)]
 
     def _cut(self, row: list[int], longest: int) -> list[int]:
-        """Return the ids of a text of at most `longest` tokens; a text that is cut keeps its end token."""
+        """Return the ids of a text of at most `longest` tokens; a text that is cut keeps its end
+        token."""
         if len(row) <= longest:
             return row
         if self.eos_token_id is None:
@@ -184,8 +185,9 @@ class EveProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Return a model's inputs: pixel_values, input_ids, attention_mask.
 
-        Those of right images and texts end in _right. One image and one text are a batch of one; an empty text is only its
-        [CLS]. kwargs go to the tokenizer; padding and truncation are on. Raises UserError for no or invalid inputs.
+        Those of right images and texts end in _right. One image and one text are a batch of one; an
+        empty text is only its [CLS]. kwargs go to the tokenizer; padding and truncation are on.
+        Raises UserError for no or invalid inputs.
         """
         if images is None and text is None:
             raise UserError("give images, text or both")

@@ -153,8 +153,9 @@ def is_image_encoder(tensors: Mapping[str, Tensor]) -> bool:
 def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversion:
     """Return what an encoder becomes: a start for pre-training. Raises UserError.
 
-    --architecture: `eve` keeps EVE's blocks (quick-GELU, a norm before the first block), as its authors started from BEiT v2.
-    `source` sets them to the source's, and features equal the source's. Others are the models of related systems' recipes.
+    --architecture: `eve` keeps EVE's blocks (quick-GELU, a norm before the first block), as its
+    authors started from BEiT v2. `source` sets them to the source's, and features equal the
+    source's. Others are the models of related systems' recipes.
     """
     tensors = {timm_name(name): tensor for name, tensor in tensors.items()}
     side = _patches_per_side(tensors, where)  # before --drop takes the positions away

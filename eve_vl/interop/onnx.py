@@ -1,7 +1,8 @@
 """Export of runs as ONNX files, one per graph of the task.
 
-They serve programs without torch. Each file is traced from the code of evaluation and `Eve`, experts from a traceable twin. An
-export succeeds only if onnxruntime gives torch's numbers, at other sizes than the traced one.
+They serve programs without torch. Each file is traced from the code of evaluation and `Eve`,
+experts from a traceable twin. An export succeeds only if onnxruntime gives torch's numbers, at
+other sizes than the traced one.
 
 Letters: B batch, T text tokens, H height, W width.
 """
@@ -75,8 +76,9 @@ class Part(nn.Module):
 def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Exported]:
     """Write a run's ONNX files, export.json and the tokenizer into a new folder.
 
-    parts: names of the task's graphs; empty: all. Raises UserError and writes nothing if packages are missing, the folder is in
-    use, the run has no such graph, its results are random, or onnxruntime gives other numbers.
+    parts: names of the task's graphs; empty: all. Raises UserError and writes nothing if packages
+    are missing, the folder is in use, the run has no such graph, its results are random, or
+    onnxruntime gives other numbers.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,6 +1,7 @@
 """Names of runs become folders here, once, where the words of a user come in.
 
-The command line, `Eve.load`, `hf.from_run` and `eve learn` call `run_path`. Everything below them takes folders.
+The command line, `Eve.load`, `hf.from_run` and `eve learn` call `run_path`. Everything below them
+takes folders.
 """
 
 from pathlib import Path
@@ -11,7 +12,8 @@ from eve_vl.utils.file_io import expand_user
 
 
 def path_of(name: str | Path) -> Path:
-    """Return the folder of builtin:NAME or hf:ORG/NAME, and any other path, which may not exist, unchanged.
+    """Return the folder of builtin:NAME or hf:ORG/NAME, and any other path, which may not exist,
+    unchanged.
 
     Downloads and converts a published model at its first use. Raises UserError.
     """

@@ -1,6 +1,7 @@
 """Twins of mixtures of experts in operations that ONNX has.
 
-Letters: S rows of a batch, D width, E experts, K experts of a row, R rows of an expert, F hidden width.
+Letters: S rows of a batch, D width, E experts, K experts of a row, R rows of an expert, F hidden
+width.
 """
 
 from typing import Any
@@ -18,7 +19,8 @@ from eve_vl.model.submodules import Module, replace_submodules
 class TraceableMoE(nn.Module):
     """Twin of a mixture of experts without drops.
 
-    It shares the weights. Each expert selects its own rows, so that only chosen experts compute, as in `MoE`.
+    It shares the weights. Each expert selects its own rows, so that only chosen experts compute, as
+    in `MoE`.
     """
 
     def __init__(self, moe: MoE):

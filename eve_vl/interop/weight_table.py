@@ -33,8 +33,8 @@ class Computed:
 WeightTable = Mapping[str, str | float | Computed]
 """Source of our tensors: a foreign name for the same numbers, a constant, or a computation.
 
-A key names a tensor or all tensors below it; the rest of the name is the same in the sources. `*` is a number, the same in the
-sources. The first key that fits counts.
+A key names a tensor or all tensors below it; the rest of the name is the same in the sources. `*`
+is a number, the same in the sources. The first key that fits counts.
 """
 
 
@@ -132,7 +132,8 @@ def convert_tensor(
 ) -> Tensor:
     """Return one of our tensors, a copy, since a file may tie some.
 
-    `target` has the shape that it must have. Raises UserError for foreign tensors of other shapes or types.
+    `target` has the shape that it must have. Raises UserError for foreign tensors of other shapes
+    or types.
     """
     if not source.sources:
         return source.compute().expand(target.shape).clone()

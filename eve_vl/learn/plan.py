@@ -1,7 +1,7 @@
 """The plan of `eve learn`.
 
-It holds the request, the checked data, each decision once it is made, and the configs that follow. plan.json holds it. A
-resumed call reads it and measures nothing again.
+It holds the request, the checked data, each decision once it is made, and the configs that follow.
+plan.json holds it. A resumed call reads it and measures nothing again.
 """
 
 import contextlib
@@ -48,7 +48,8 @@ FROM_OWN = 1e-3  # learning rate of a search that does not start from BUNDLED
 SIZES = (64, 96)  # sides of inputs, in pixels; the first is that of BUNDLED
 NUM_TIMED = 4  # steps
 MIN_ROWS, MIN_CAPTIONS = 50, 10
-MOST_SHARED = 0.05  # of the rows of --val or --test: images that other sources have too, noted; above, they are refused
+# of the rows of --val or --test: images that other sources have too, noted; above, they are refused
+MOST_SHARED = 0.05
 HELD_ROWS, MOST_HELD = 500, 0.1  # rows for validation and for the test, each; at most this share
 
 

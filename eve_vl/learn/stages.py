@@ -167,7 +167,8 @@ class Learner(Plan):
     def choose(self, question: str, best: str, changes: Mapping[str, dict[str, Any]]) -> str:
         """Return the best of a pilot and new ones that differ from it.
 
-        They are compared row by row. changes: by the names of the new ones, which are trained if the time allows.
+        They are compared row by row. changes: by the names of the new ones, which are trained if
+        the time allows.
         """
         if question not in self.values["choices"]:
             for name, changed in changes.items():
@@ -193,7 +194,8 @@ class Learner(Plan):
     def _is_trained(self, name: str) -> bool:
         """Train a pilot, and what it starts from, unless the final run needs the time.
 
-        A pilot is expected to take as long as the longest before it. One that has begun is finished.
+        A pilot is expected to take as long as the longest before it. One that has begun is
+        finished.
         """
         starts = (Path(self.stages[name]["start"]).name, name)
         names = [
@@ -263,9 +265,10 @@ class Learner(Plan):
 
         They are empty if the time is too short for one more.
 
-        A single run gets all the time, also a longer one later. Where the time is enough for several runs of EPOCHS epochs,
-        they differ by their seeds, and their weights are averaged: a longer run would overfit. Only runs that
-        share all of their initial weights have a useful average.
+        A single run gets all the time, also a longer one later. Where the time is enough for
+        several runs of EPOCHS epochs, they differ by their seeds, and their weights are averaged: a
+        longer run would overfit. Only runs that share all of their initial weights have a useful
+        average.
         """
         pilot, given = pilot_of(self.stages[best]), self.stages.get(FINAL, {})
         if given and "runs" not in given:
@@ -397,7 +400,8 @@ def before_and_after(best: str, own: Mapping[str, float], start: Mapping[str, fl
 def conclude(learner: Learner) -> str:
     """Evaluate the best run so far on the test rows; return its name.
 
-    Also indexes all images, and writes the report and the commands. Returns "" if no run can be used yet.
+    Also indexes all images, and writes the report and the commands. Returns "" if no run can be
+    used yet.
     """
     stages = learner.stages
     for name in stages:

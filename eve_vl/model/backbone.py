@@ -80,8 +80,8 @@ class Backbone(nn.Module):
     """`image(pixels_BCHW, keep_BK=None)` embeds images in [-1, 1]: all patches, or those at the
     positions keep_BK (int64)."""
     text: Callable[..., Tokens]
-    """`text(ids_BT, is_padding_BT, num_real=None)` embeds texts: int64 ids, bool padding or None, and
-    the number of tokens without padding, if known without a GPU sync."""
+    """`text(ids_BT, is_padding_BT, num_real=None)` embeds texts: int64 ids, bool padding or None,
+    and the number of tokens without padding, if known without a GPU sync."""
 
     @property
     def pair_dim(self) -> int:

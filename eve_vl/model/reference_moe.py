@@ -34,7 +34,8 @@ class Assignment:
     places_S2: Tensor
     """int64 places in the experts' queues; -1 without room."""
     gates_S2: Tensor
-    """Weights of the experts, which sum to 1 over the choices with room, and are 0 for the others."""
+    """Weights of the experts, which sum to 1 over the choices with room, and are 0 for the
+    others."""
 
 
 class ReferenceMoE(MoE):

@@ -1,7 +1,7 @@
 """Drawing of pages: templates, images, number formats, charts as inline SVG.
 
-Python selects and measures; the templates define how it looks. They escape all values except other templates' output
-(`Markup`).
+Python selects and measures; the templates define how it looks. They escape all values except other
+templates' output (`Markup`).
 """
 
 import base64
@@ -147,8 +147,8 @@ def line_chart(
 ) -> Markup:
     """Return a <figure> of lines; a list of values if each has one point; "" if empty.
 
-    show: format of values. from_zero: the value axis starts at 0. mark: step of the checkpoint, a vertical line.
-    axis: name of the horizontal axis.
+    show: format of values. from_zero: the value axis starts at 0. mark: step of the checkpoint, a
+    vertical line. axis: name of the horizontal axis.
     """
     lines = [(each, points) for each in series if (points := thin(each.points))]
     if all(each.is_reference for each, _ in lines):

@@ -1,7 +1,8 @@
 """One dataclass per call of a run.
 
-Each defines the verb, HTTP body, Python signature, docs and page form of its call. A task's calls are in its folder. To add a
-call, define a request and a method of its `name` in a predictor. Imports no torch, because the command line lists all calls.
+Each defines the verb, HTTP body, Python signature, docs and page form of its call. A task's calls
+are in its folder. To add a call, define a request and a method of its `name` in a predictor.
+Imports no torch, because the command line lists all calls.
 """
 
 import dataclasses
@@ -31,7 +32,8 @@ class Request(Frozen):
     examples: ClassVar[Mapping[str, str]] = {}
     """Example values of text fields, which the page shows if the run has no examples of its own."""
     by_rows: ClassVar[bool] = False
-    """Whether lists are answered row by row, so that requests of several clients can share a batch."""
+    """Whether lists are answered row by row, so that requests of several clients can share a
+    batch."""
     has_json: ClassVar[bool] = True
     """Whether `--json` can write the result."""
     image_file: ClassVar[str] = ""
@@ -68,9 +70,9 @@ class Request(Frozen):
 class Explain(Request):
     """Show what supports the answer: eve explain RUN IMAGE "TEXT" --word star.
 
-    The heatmap is a Grad-CAM. A fine-tuned run explains its answer, label (of a statement "true") or match; a pre-trained run
-    explains a masked word. In the last block the heads read [CLS] only (except NLVR2's paired head), so no other token's
-    attention matters there.
+    The heatmap is a Grad-CAM. A fine-tuned run explains its answer, label (of a statement "true")
+    or match; a pre-trained run explains a masked word. In the last block the heads read [CLS] only
+    (except NLVR2's paired head), so no other token's attention matters there.
     """
 
     name = "explain"
@@ -82,19 +84,20 @@ class Explain(Request):
     right: ShownImage | None = None
     """Right image of a statement."""
     word: str | None = None
-    """Word or phrase of the text whose attention is shown; default: all tokens; "[CLS]": the text's [CLS]. A pre-trained run
-    needs a word, which it masks."""
+    """Word or phrase of the text whose attention is shown; default: all tokens; "[CLS]": the text's
+    [CLS]. A pre-trained run needs a word, which it masks."""
     answer: str | None = None
     """Answer or label to explain; default: the run's own."""
     block: int | None = None
-    """Block whose attention is shown, 0 for the first, -1 for the last; default: the one that points best (LOG.md)."""
+    """Block whose attention is shown, 0 for the first, -1 for the last; default: the one that
+    points best (LOG.md)."""
 
 
 class Experts(Request):
     """Show the experts of patches and tokens: eve experts RUN IMAGE "TEXT".
 
-    Routing depends on what tokens attend to: give the image, the text, or both for the pass over the pair. Nothing is masked.
-    With model.routing reference, second choices are sampled.
+    Routing depends on what tokens attend to: give the image, the text, or both for the pass over
+    the pair. Nothing is masked. With model.routing reference, second choices are sampled.
     """
 
     name = "experts"

@@ -111,7 +111,8 @@ def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
 def read_run(folder: Path, name: str, with_sections: bool = False) -> ComparedRun:
     """Return a run for the comparison.
 
-    with_sections: also draw the examples and the routing of its own page. Raises UserError if it cannot be read.
+    with_sections: also draw the examples and the routing of its own page. Raises UserError if it
+    cannot be read.
     """
     run = load_run(folder)
     log, report = read_log(root_of(run.folder)), task_report(run)

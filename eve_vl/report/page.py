@@ -175,8 +175,8 @@ def config_section(config: Config) -> Section:
 def recipe_of(config: Config) -> tuple[Config, bool]:
     """Return the config of a run's recipe, and whether it is exact.
 
-    A fine-tuning recipe depends on the --init run. If that run is gone, this run takes its place: inexact.
-    Raises UserError for an unknown recipe.
+    A fine-tuning recipe depends on the --init run. If that run is gone, this run takes its place:
+    inexact. Raises UserError for an unknown recipe.
     """
     if not is_recipe("finetune", config.recipe) or config.init is None:
         return get_recipe(config.recipe), True

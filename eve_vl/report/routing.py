@@ -19,8 +19,8 @@ from eve_vl.tasks.task import Task
 def routing_of(task: Task[Any], batches: Iterable[Any]) -> tuple[dict[int, Tensor], int]:
     """Return the routers' choices on some rows, and the number of rows.
 
-    Choices: block number, from 1 → share of each modality's choices that each expert gets (M, E); rows sum to 1. Tokens that
-    no head reads count too.
+    Choices: block number, from 1 → share of each modality's choices that each expert gets (M, E);
+    rows sum to 1. Tokens that no head reads count too.
     """
     encoder = copy.copy(task.encoder)
     encoder.computes_all = True

@@ -32,7 +32,8 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def _absolute_data(spec: str) -> str:
-    """Return a name of --data.train or --data.val: generated data, `held-out`, or absolute paths."""
+    """Return a name of --data.train or --data.val: generated data, `held-out`, or absolute
+    paths."""
     name_and_split = generated(spec)
     if name_and_split:
         return ":".join(name_and_split)

@@ -28,8 +28,9 @@ MAX_LISTED = 3  # fields in a message
 def average(runs: Sequence[Path], out: Path, *, replaces: bool = False) -> None:
     """Write a run whose weights are the mean of several runs' weights.
 
-    The means of fine-tunings that start from the same weights are often better than each of them. replaces: an earlier average
-    in `out`. Raises UserError for runs of other models, tasks, starts, training data, tokenizers or labels.
+    The means of fine-tunings that start from the same weights are often better than each of them.
+    replaces: an earlier average in `out`. Raises UserError for runs of other models, tasks, starts,
+    training data, tokenizers or labels.
     """
     if not replaces:
         check_new(out)

@@ -47,12 +47,13 @@ MATRIX_PRODUCTS = 20
 def bench(config: Config, num_steps: int) -> dict[str, Any]:
     """Run training steps of a recipe from random weights, on loaded batches.
 
-    Raises UserError. The values are JSON-ready medians over steps. seconds: of a step and of its parts by the `clock` of the
-    device. rows: per step. text_length: mean tokens of a text without padding, 0 without texts. rows_per_second,
-    tokens_per_second: of wall time; each token counts once per step, padding does not. flops_per_row: forward and backward at
-    the mean text length. peak: FLOP/s of a large matrix product here. mfu: flops_per_second / peak. memory: peak bytes of the
-    process or of the GPU. loader_share: core-seconds of loading a step's rows over the step's core-seconds (on a GPU, its
-    seconds).
+    Raises UserError. The values are JSON-ready medians over steps. seconds: of a step and of its
+    parts by the `clock` of the device. rows: per step. text_length: mean tokens of a text without
+    padding, 0 without texts. rows_per_second, tokens_per_second: of wall time; each token counts
+    once per step, padding does not. flops_per_row: forward and backward at the mean text length.
+    peak: FLOP/s of a large matrix product here. mfu: flops_per_second / peak. memory: peak bytes of
+    the process or of the GPU. loader_share: core-seconds of loading a step's rows over the step's
+    core-seconds (on a GPU, its seconds).
     """
     trainer, loader = _start(config, num_steps)
     config = trainer.task.config
@@ -125,7 +126,8 @@ def has_processor_clock(device: torch.device) -> bool:
 def now(device: torch.device) -> float:
     """Return seconds after a GPU sync.
 
-    Processor time with one CPU thread, else wall time. Other work on the core does not lengthen processor time.
+    Processor time with one CPU thread, else wall time. Other work on the core does not lengthen
+    processor time.
     """
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

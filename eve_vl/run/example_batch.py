@@ -80,7 +80,8 @@ def _is_classifier(task: Task[Any]) -> bool:
 
 
 def _through_one_expert(experts: Experts, x_RD: Tensor, *_: Tensor) -> Tensor:
-    """Return the shape of `Experts.forward` at its cost: without values, no row knows its expert."""
+    """Return the shape of `Experts.forward` at its cost: without values, no row knows its
+    expert."""
     fc1 = experts.fc1_weight.to(x_RD.dtype)[0].t()  # autograd keeps the weights of all experts
     fc2 = experts.fc2_weight.to(x_RD.dtype)[0].t()
     return experts.activation(x_RD @ fc1) @ fc2

@@ -39,7 +39,8 @@ class Inspection(Frozen):
     active_parameters: int
     """Parameters that one pair uses: in blocks with experts, only the K chosen per token."""
     flops: dict[str, float]
-    """Forward FLOPs per row with texts of full length, by part of the task; a multiply-add counts as two."""
+    """Forward FLOPs per row with texts of full length, by part of the task; a multiply-add counts
+    as two."""
 
     @property
     def flops_per_step(self) -> float:
@@ -92,8 +93,8 @@ def _part(task: Task[Any], name: str) -> str:
 def forward_flops(config: Config, sizes: Sizes) -> dict[str, float]:
     """Return the forward FLOPs per row of a training step, by part of the task.
 
-    Texts have full length. torch counts the matrix products and convolutions of one micro-batch. Empty for a task whose batches
-    are unknown (`has_known_batches`).
+    Texts have full length. torch counts the matrix products and convolutions of one micro-batch.
+    Empty for a task whose batches are unknown (`has_known_batches`).
     """
     if not has_known_batches(config):
         return {}

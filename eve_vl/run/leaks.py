@@ -35,9 +35,9 @@ class SeenData:
 def leaks(run: LoadedRun, sources: Sequence[Source[Any]] | None = None) -> list[str]:
     """Return a sentence for each set of seen data that shares rows with the sources.
 
-    The sources are by default the run's validation sources. Seen are the training rows of the run and of the runs that it
-    started from (--init), and, for other sources, the rows that its weights were chosen on. Data that cannot be read are left
-    out.
+    The sources are by default the run's validation sources. Seen are the training rows of the run
+    and of the runs that it started from (--init), and, for other sources, the rows that its weights
+    were chosen on. Data that cannot be read are left out.
     """
     sentences: list[str] = []
     with contextlib.suppress(UserError):
@@ -95,8 +95,8 @@ def _ancestors(config: Config) -> Iterator[tuple[Path, Config]]:
 def _count_seen_rows(seen: SeenData, sources: Sequence[Source[Any]]) -> tuple[int, int]:
     """Return how many rows are among the seen data, and how many were compared.
 
-    Rows are equal if they share an image (its file, or its bytes in tables) or, without images, a text. Generated data are
-    equal as a whole: scenes of one split do not differ.
+    Rows are equal if they share an image (its file, or its bytes in tables) or, without images, a
+    text. Generated data are equal as a whole: scenes of one split do not differ.
     """
     pairs = zip(seen.specs, seen.sources, strict=True)
     files = [source for spec, source in pairs if not generated(spec)]

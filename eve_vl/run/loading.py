@@ -63,8 +63,8 @@ def root_of(checkpoint_folder: Path) -> Path:
 def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
     """Load a run folder or one of its checkpoints, in evaluation mode.
 
-    A run folder gives its best weights, else its newest. Compares weights, tokenizer and labels with their checksums. The
-    config may be edited, e.g. for data that has moved. Raises UserError.
+    A run folder gives its best weights, else its newest. Compares weights, tokenizer and labels
+    with their checksums. The config may be edited, e.g. for data that has moved. Raises UserError.
     """
     folder = checkpoint_folders.chosen_checkpoint(expand_user(path))
     step = checkpoint_files.verify(folder, to_resume=False)["step"]

@@ -48,7 +48,8 @@ class Choice:
 
     @property
     def rank(self) -> tuple[bool, bool, int, bool]:
-        """Sorting key, lowest first: fits, recomputes nothing, has few micro-batches, replicates."""
+        """Sorting key, lowest first: fits, recomputes nothing, has few micro-batches,
+        replicates."""
         return not self.fits, self.recomputes, self.accumulation, self.layout.shards
 
     def cells(self) -> dict[str, str]:

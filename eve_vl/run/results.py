@@ -1,6 +1,7 @@
 """Results of runs on named data, kept in the run folders.
 
-Runs compare on the rows that both were measured on: data of one fingerprint, and rows of one name (`row_scores`).
+Runs compare on the rows that both were measured on: data of one fingerprint, and rows of one name
+(`row_scores`).
 """
 
 import dataclasses
@@ -63,8 +64,9 @@ def measuring_options(
 ) -> dict[str, Any]:
     """Return the options that two evaluations of the same data must share to be compared.
 
-    flags: of the task. num_samples: the limit of rows, which counts only if there are more rows than that. Options without
-    effect are left out, so that results of earlier versions stay comparable.
+    flags: of the task. num_samples: the limit of rows, which counts only if there are more rows
+    than that. Options without effect are left out, so that results of earlier versions stay
+    comparable.
     """
     options = dict(flags)
     if num_samples < num_rows:
@@ -95,7 +97,8 @@ def main_numbers(evaluator: Evaluator[Any], numbers: Mapping[str, float]) -> tup
 def row_difference(a: tuple[Any, ...], b: tuple[Any, ...]) -> float | None:
     """Return the mean of a − b on the rows of both, with its interval.
 
-    a, b: fingerprint of the data, name of the number, row scores. None without common rows of the same data.
+    a, b: fingerprint of the data, name of the number, row scores. None without common rows of the
+    same data.
     """
     *labels_of_a, rows_of_a = a
     *labels_of_b, rows_of_b = b

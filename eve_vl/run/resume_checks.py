@@ -37,16 +37,16 @@ OPERATIONAL = {
 }
 """Fields that a resumed run may change, since they do not affect the steps so far.
 
-accumulation changes the steps to come by rounding and by what is computed per micro-batch (docs/design_choices.md), layout by
-rounding.
+accumulation changes the steps to come by rounding and by what is computed per micro-batch
+(docs/design_choices.md), layout by rounding.
 """
 
 
 def check_out_folder(config: Config, must_resume: bool) -> list[str]:
     """Refuse to resume a folder that holds another run, or to start without a file.
 
-    Returns sentences on fields that may change and did. Raises UserError with the fields that differ, or with a
-    missing file that a new run needs: now, because reading data may take long.
+    Returns sentences on fields that may change and did. Raises UserError with the fields that
+    differ, or with a missing file that a new run needs: now, because reading data may take long.
     """
     checkpoints = checkpoint_folders.checkpoint_folders_of_main(config.out)
     if not checkpoints:
@@ -64,7 +64,8 @@ def check_out_folder(config: Config, must_resume: bool) -> list[str]:
 
 
 def _check_new_run(config: Config, must_resume: bool) -> None:
-    """Raise UserError if a new run cannot start in this folder, or a file that it needs is missing."""
+    """Raise UserError if a new run cannot start in this folder, or a file that it needs is
+    missing."""
     if must_resume:
         raise UserError(
             f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start"
@@ -82,7 +83,8 @@ def _check_new_run(config: Config, must_resume: bool) -> None:
 def changes(before: Config, now: Config, step: int) -> tuple[list[str], list[str]]:
     """Compare the configs of a run at `step` and of its continuation.
 
-    Returns the changed fields that must not change, `old → new` each, and sentences on those that may.
+    Returns the changed fields that must not change, `old → new` each, and sentences on those that
+    may.
     """
     old_values = flat(to_dict(before))
     new_values = flat(to_dict(now))
@@ -121,7 +123,8 @@ def check_data(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the fingerprint of all sources, and a sentence if they have changed.
 
-    checkpoints: the newest has the fingerprint to compare with. Raises UserError for a change that is not accepted.
+    checkpoints: the newest has the fingerprint to compare with. Raises UserError for a change that
+    is not accepted.
     """
     names = [f"training data {name}" for name in splits.train_names]
     names += [f"{fingerprint.VALIDATION} {name}" for name in splits.val_names]
@@ -164,7 +167,8 @@ def require_truth(config: Config, val_sources: Sequence[Source[Any]]) -> None:
 
 
 def check_batch_size(config: Config, world_size: int) -> None:
-    """Raise UserError for a batch that does not divide into micro-batches, or into too small ones."""
+    """Raise UserError for a batch that does not divide into micro-batches, or into too small
+    ones."""
     train = config.train
     num_parts = train.accumulation * world_size
     if train.batch_size % num_parts:

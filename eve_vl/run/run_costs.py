@@ -16,8 +16,8 @@ from eve_vl.utils.errors import UserError, printable
 def cost_chain(run: Path) -> dict[str, float | None]:
     """Return the CPU core-seconds of a run and of its --init chain, by folder.
 
-    None: not recorded, or the folder is gone. Of a run named by one of its checkpoints, the steps up to it count. A run that
-    took only the shape of another (--scratch) does not count it.
+    None: not recorded, or the folder is gone. Of a run named by one of its checkpoints, the steps
+    up to it count. A run that took only the shape of another (--scratch) does not count it.
     """
     costs: dict[str, float | None] = {}
     next_run: Path | None = run
@@ -37,7 +37,8 @@ def cost_chain(run: Path) -> dict[str, float | None]:
 
 
 def _cost(folder: Path, is_checkpoint: bool) -> float | None:
-    """Return the core-seconds of a run, up to a checkpoint if that was named; None without a record."""
+    """Return the core-seconds of a run, up to a checkpoint if that was named; None without a
+    record."""
     last_step = read_state(folder)["step"] if is_checkpoint else float("inf")
     rows = [row for row in read_log(root_of(folder)) if row["kind"] == "train"]
     counted = [row.get("core_seconds", 0) for row in rows if row["step"] <= last_step]

@@ -16,8 +16,9 @@ LOCK = ".lock"
 def locked(run: Path) -> Iterator[None]:
     """Lock a run folder against other trainings.
 
-    Every process must call this, and the main one holds the lock. Makes missing folders, and deletes them if they stay empty.
-    Raises UserError in every process if another training holds the lock or the folder cannot be written.
+    Every process must call this, and the main one holds the lock. Makes missing folders, and
+    deletes them if they stay empty. Raises UserError in every process if another training holds the
+    lock or the folder cannot be written.
     """
     with contextlib.ExitStack() as held:
         problem = _acquire(run, held) if is_main() else None

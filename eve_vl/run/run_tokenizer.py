@@ -1,4 +1,5 @@
-"""The tokenizer of a run: its own, that of the run it starts from, a file's, or one trained on its texts."""
+"""The tokenizer of a run: its own, that of the run it starts from, a file's, or one trained on its
+texts."""
 
 from collections.abc import Sequence
 from dataclasses import replace

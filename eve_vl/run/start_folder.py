@@ -1,7 +1,8 @@
 """The folder of the run that a config starts from.
 
-`Config.init` keeps the lasting name that the user gave (a path, builtin:NAME or hf:ORG/NAME), because it is written into
-config.json. Files are read from the folder that the name stands for. Nothing is downloaded here.
+`Config.init` keeps the lasting name that the user gave (a path, builtin:NAME or hf:ORG/NAME),
+because it is written into config.json. Files are read from the folder that the name stands for.
+Nothing is downloaded here.
 """
 
 import re
@@ -14,7 +15,8 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import cache_folder
 
 CONVERTER_VERSION = 1
-"""Version of interop/clip.py. Raise it when the converted weights or configs change: models are converted again."""
+"""Version of interop/clip.py. Raise it when the converted weights or configs change: models are
+converted again."""
 
 
 def start_folder(init: Path) -> Path:
@@ -39,7 +41,8 @@ def hub_cache_folder(name: str) -> Path:
 def settings_folder(init: Path, scratch: bool, out: Path) -> Path:
     """Return the folder with config and tokenizer of an --init run. Raises UserError.
 
-    That is `out` if it can resume; the run folder itself if only its shape is wanted (scratch); else its chosen checkpoint.
+    That is `out` if it can resume; the run folder itself if only its shape is wanted (scratch);
+    else its chosen checkpoint.
     """
     if checkpoint_folders(out):
         return out

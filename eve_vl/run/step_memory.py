@@ -1,7 +1,7 @@
 """Memory and traffic of a training step by layout, without weights.
 
-replicate: each process has all weights (DDP). shard: processes of a machine share them (FSDP2); they gather whole weights for a
-step, and machines hold copies (HSDP).
+replicate: each process has all weights (DDP). shard: processes of a machine share them (FSDP2);
+they gather whole weights for a step, and machines hold copies (HSDP).
 """
 
 from collections import Counter
@@ -79,8 +79,9 @@ def _largest_unit(task: Task[Any], weights: int) -> int:
 def step_traffic(config: Config, task: Task[Any], layout: Layout) -> dict[str, float]:
     """Return the bytes that a process sends in a step, and a machine to others.
 
-    These are weights and gradients. Left out are Muon's matrices, features of contrast and sums for the log. A ring over n
-    processes sends (n - 1) / n of a tensor to gather or scatter it, and twice that to sum it.
+    These are weights and gradients. Left out are Muon's matrices, features of contrast and sums for
+    the log. A ring over n processes sends (n - 1) / n of a tensor to gather or scatter it, and
+    twice that to sum it.
     """
     accumulation = config.train.accumulation
     machines = layout.machines

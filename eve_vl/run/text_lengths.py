@@ -1,4 +1,5 @@
-"""Lengths of a data set's texts in tokens: how many the model cuts, and whether the vocabulary is small."""
+"""Lengths of a data set's texts in tokens: how many the model cuts, and whether the vocabulary is
+small."""
 
 import sys
 from collections.abc import Sequence

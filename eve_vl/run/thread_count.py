@@ -11,13 +11,15 @@ from eve_vl.train import processes
 from eve_vl.utils.console import print_line
 
 MIN_PARALLEL_FLOPS = 1e9
-"""FLOPs of the forward pass of a micro-batch, below which several threads wait longer than they compute."""
+"""FLOPs of the forward pass of a micro-batch, below which several threads wait longer than they
+compute."""
 
 
 def choose_threads(task: Task[Any], device: torch.device, num_resumed: object = 0) -> None:
     """Set one thread for a small model on a CPU, else leave as many as there are cores.
 
-    A number that the user gave stays. num_resumed: the number of threads of a resumed run, which rounds alike.
+    A number that the user gave stays. num_resumed: the number of threads of a resumed run, which
+    rounds alike.
     """
     train = task.config.train
     num_cores = torch.get_num_threads()

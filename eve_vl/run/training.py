@@ -49,8 +49,8 @@ from eve_vl.utils.threads import set_threads
 def train(config: Config, *, must_resume: bool = False, accepts_data: bool = False) -> bool:
     """Train a run, or resume the one in config.out, and write metrics.json.
 
-    Returns whether this is the main process. must_resume: refuse to start a new run. accepts_data: resume although rows of the
-    sources have changed. Raises UserError.
+    Returns whether this is the main process. must_resume: refuse to start a new run. accepts_data:
+    resume although rows of the sources have changed. Raises UserError.
     """
     refuse_to_write(config.out)
     config = with_init_tokenizer(with_absolute_paths(config))

@@ -36,7 +36,8 @@ class Transfer:
 def in_its_shape(recipe: Config, start: Config, init: Path) -> Config:
     """Return the recipe in the shape of the --init run, and print what changes.
 
-    Raises UserError if the run has another kind of encoder: it would train another system under the recipe's name.
+    Raises UserError if the run has another kind of encoder: it would train another system under the
+    recipe's name.
     """
     incompatible = recipe.model.incompatible_fields(start.model)
     if incompatible:
@@ -66,8 +67,8 @@ def _shape_text(model: ModelConfig, sizes: InputConfig) -> str:
 def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
     """Copy the weights of config.init; return the new parameters and a note.
 
-    With config.scratch the weights stay random. Raises UserError if the encoders differ in more than config.init_allow_missing
-    allows.
+    With config.scratch the weights stay random. Raises UserError if the encoders differ in more
+    than config.init_allow_missing allows.
     """
     assert config.init is not None
     if config.scratch:  # only heads count as new: both sides of a comparison train at equal rates
@@ -102,8 +103,9 @@ def transfer(
 ) -> Transfer:
     """Copy the weights of another run that fit.
 
-    The encoder must fit as a whole, after resizing, except for names that match may_lack. where: the source of `tensors` in
-    messages. text_length: of the source run. Raises UserError, also for a pattern without a match.
+    The encoder must fit as a whole, after resizing, except for names that match may_lack. where:
+    the source of `tensors` in messages. text_length: of the source run. Raises UserError, also for
+    a pattern without a match.
     """
     targets = task.state_dict()
     tensors, resized = _with_resized_encoder(tensors, task)

@@ -1,4 +1,5 @@
-"""Generated data as files (`eve data write`): the layouts of a generator write to an OutputFolder."""
+"""Generated data as files (`eve data write`): the layouts of a generator write to an
+OutputFolder."""
 
 import csv
 import io

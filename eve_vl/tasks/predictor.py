@@ -42,7 +42,8 @@ class Predictor:
 
     @classmethod
     def requests(cls) -> dict[str, type[Request]]:
-        """Return the requests that it can answer for some run, by name. `explain` needs an `_evidence` of its own."""
+        """Return the requests that it can answer for some run, by name. `explain` needs an
+        `_evidence` of its own."""
         can_explain = cls._evidence is not Predictor._evidence
         requests = {}
         for name, request in known_requests().items():
@@ -55,7 +56,8 @@ class Predictor:
         return tuple(name for name in self.requests() if name != "experts")
 
     def calls(self) -> tuple[str, ...]:
-        """Return the calls that the run allows: those `offered`, and `experts` if it has experts."""
+        """Return the calls that the run allows: those `offered`, and `experts` if it has
+        experts."""
         if mixtures(self.task.encoder):
             return (*self.offered(), "experts")
         return self.offered()
@@ -125,13 +127,15 @@ class Predictor:
     def _evidence(
         self, images: list[UserImage], text: str, positions: list[int] | None, answer: str | None
     ) -> Evidence:
-        """Return the score that `explain` differentiates. positions: tokens of the word, if the request names one."""
+        """Return the score that `explain` differentiates. positions: tokens of the word, if the
+        request names one."""
         raise NotImplementedError
 
     def _label_evidence(
         self, logits: Callable[[Any], Tensor], label: int | None, what: str
     ) -> Evidence:
-        """Return the evidence for a label; None: the label with the highest logit. what: name of labels in messages."""
+        """Return the evidence for a label; None: the label with the highest logit. what: name of
+        labels in messages."""
         if label is None:
             with torch.no_grad():
                 label = int(logits(self.task).argmax())
@@ -170,7 +174,8 @@ def python_parameter(field: Field) -> inspect.Parameter:
 
 
 def require_type(call: str, field: Field, value: Any) -> None:
-    """Raise UserError if a whole number is expected and another type is given; images and texts check themselves."""
+    """Raise UserError if a whole number is expected and another type is given; images and texts
+    check themselves."""
     if field.hint is int and type(value) is not int:
         raise UserError(f"{call}: {field.name} {value!r} is no whole number; give one such as 3")
 

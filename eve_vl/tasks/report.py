@@ -1,6 +1,7 @@
 """Base classes of the reports: parts of every task, classifiers, routing.
 
-Letters: C classes, E experts, H height, W width; in chosen_ME and shares_ME, M = 2 modalities (image, text).
+Letters: C classes, E experts, H height, W width; in chosen_ME and shares_ME, M = 2 modalities
+(image, text).
 """
 
 import dataclasses

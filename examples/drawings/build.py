@@ -2,8 +2,9 @@
 
     python examples/drawings/build.py drawings --icons icons
 
-The drawings of the sets in examples/icons come from its files, all others are rendered. Needs npm for the drawings (SVG, 100 MB
-download) and `pip install resvg-py -e '.[parquet]'`. Takes minutes on two cores. README.md describes the result.
+The drawings of the sets in examples/icons come from its files, all others are rendered. Needs npm
+for the drawings (SVG, 100 MB download) and `pip install resvg-py -e '.[parquet]'`. Takes minutes on
+two cores. README.md describes the result.
 """
 
 import hashlib
@@ -115,7 +116,8 @@ class Drawing:
 def usual(words: list[str], known: Counter[str]) -> bool:
     """Return whether words can be a caption.
 
-    A caption has few words and some letters, and does not start with a brand. Each word occurs in several sets.
+    A caption has few words and some letters, and does not start with a brand. Each word occurs in
+    several sets.
     """
     is_short = 0 < len(words) <= MOST_WORDS and words[0] not in BRANDS
     return (

@@ -21,7 +21,8 @@ def words_of(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-STYLES: Final = words_of(  # style marks if many names of a set end with them; some are things elsewhere: ceiling light
+# style marks if many names of a set end with them; some are things elsewhere: ceiling light
+STYLES: Final = words_of(
     "alerted badged bold broken color colored duo expressive fill flat light line linear o regular round rounded sharp solid"
     " stroke thin tone two"
 )
@@ -148,7 +149,8 @@ def article(words: str) -> str:
 def phrases(words: list[str], *, is_thing: bool) -> list[str]:
     """Return the forms in which people type a name.
 
-    Forms are the name, with `icon`, with an article, in the plural, in another order, and with signs in words.
+    Forms are the name, with `icon`, with an article, in the plural, in another order, and with
+    signs in words.
 
     is_thing: whether it names a thing without its last word.
     """

@@ -2,9 +2,10 @@
 
     python examples/drawings/phrases.py RUN --icons icons --emoji emoji
 
-Each line of phrases.tsv names a gallery, a phrase and the captions of right drawings. The gallery `lucide` is the icons of
-`eve try`. `color` is the coloured icons of test_sets.parquet and the emoji of test_concepts.jsonl. All phrases were written
-before any run searched for them: 80 before the first training on drawings, the last 20 on 2026-12-01.
+Each line of phrases.tsv names a gallery, a phrase and the captions of right drawings. The gallery
+`lucide` is the icons of `eve try`. `color` is the coloured icons of test_sets.parquet and the emoji
+of test_concepts.jsonl. All phrases were written before any run searched for them: 80 before the
+first training on drawings, the last 20 on 2026-12-01.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python examples/drawings/ship.py runs/drawings --icons icons --out eve_vl/builtin
 
-Weights become float16, paths those of examples/drawings/README.md; all other values stay. The icons are lucide's from
-test_sets.parquet (not in training): a zip file of PNG files with a table, pairs.jsonl, and lucide.LICENSE in --out. The same
-run and data write the same bytes.
+Weights become float16, paths those of examples/drawings/README.md; all other values stay. The icons
+are lucide's from test_sets.parquet (not in training): a zip file of PNG files with a table,
+pairs.jsonl, and lucide.LICENSE in --out. The same run and data write the same bytes.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
     python examples/emoji/build.py emoji
 
-Needs npm for the drawings (SVG) and `pip install resvg-py` for rendering. README.md describes the result.
+Needs npm for the drawings (SVG) and `pip install resvg-py` for rendering. README.md describes the
+result.
 """
 
 import json

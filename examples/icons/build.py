@@ -2,8 +2,8 @@
 
     python examples/icons/build.py icons
 
-Needs npm for the drawings (SVG, 100 MB download) and `pip install resvg-py -e '.[parquet]'`. Takes minutes on two cores. Each
-file is written atomically. README.md describes the result.
+Needs npm for the drawings (SVG, 100 MB download) and `pip install resvg-py -e '.[parquet]'`. Takes
+minutes on two cores. Each file is written atomically. README.md describes the result.
 """
 
 import re
@@ -58,8 +58,8 @@ Each = Callable[[Draw, Iterable[str]], Iterable[bytes | None]]  # like the built
 def caption_of(name: str) -> str:
     """Return the words of an icon's name that serve as its caption.
 
-    Numbers (sizes, variants) and Streamline's style mark `remix` are removed. Names with too little text and lists of
-    tags give an empty caption.
+    Numbers (sizes, variants) and Streamline's style mark `remix` are removed. Names with too little
+    text and lists of tags give an empty caption.
     """
     words = [word for word in name.split("-") if word != "remix" and not word.isdigit()]
     caption = " ".join(words)

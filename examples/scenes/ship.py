@@ -2,9 +2,9 @@
 
     python examples/scenes/ship.py runs --out eve_vl/builtin
 
-RUNS holds the run folders scenes, scenes_vqa and scenes_nlvr2. They become `builtin:scenes`, `builtin:scenes_vqa` and
-`builtin:scenes_nlvr2`. eve_vl/builtin/scenes/README.md has the commands that train them. Weights become float16, --init
-becomes builtin:scenes; all other values stay.
+RUNS holds the run folders scenes, scenes_vqa and scenes_nlvr2. They become `builtin:scenes`,
+`builtin:scenes_vqa` and `builtin:scenes_nlvr2`. eve_vl/builtin/scenes/README.md has the commands
+that train them. Weights become float16, --init becomes builtin:scenes; all other values stay.
 """
 
 import argparse

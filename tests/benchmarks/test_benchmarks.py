@@ -1,4 +1,5 @@
-"""Benchmarks: rows of the paper's Table 1, the search for the largest batch, whole scripts on tiny shapes."""
+"""Benchmarks: rows of the paper's Table 1, the search for the largest batch, whole scripts on tiny
+shapes."""
 
 import importlib
 import json
@@ -110,7 +111,8 @@ def test_memory_lies_on_the_line():
 
 
 def simulated(gib, *, flat=0.0, room=1e9, seconds=0.2):
-    """A machine whose steps need so much per pair above 1 GiB, but `flat` at least, and that has no `room` for more."""
+    """A machine whose steps need so much per pair above 1 GiB, but `flat` at least, and that has no
+    `room` for more."""
     asked = []
 
     def measure(batch):

@@ -1,4 +1,5 @@
-"""benchmarks/equal_compute: steps from budgets, differences over seeds, open_clip evaluated like our own runs."""
+"""benchmarks/equal_compute: steps from budgets, differences over seeds, open_clip evaluated like
+our own runs."""
 
 import dataclasses
 import importlib
@@ -419,7 +420,8 @@ class Draws:
 
 @pytest.mark.parametrize("name", ["random_ink", "strokes", "ink_strokes"])
 def test_open_clip_augments_as_we_do(name: str):
-    """Drawings have white areas, so that some lines become thinner and others would lose too much ink."""
+    """Drawings have white areas, so that some lines become thinner and others would lose too much
+    ink."""
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (200, 3, 9, 10), dtype=torch.uint8, generator=random)
     pixels[torch.rand(200, generator=random) < 0.5, :, :, 4:] = 255

@@ -180,7 +180,8 @@ def test_folder_of_another_recipe(eve):
 
 
 def test_disk_full_while_saving(eve, eve_fork, tmp_path: Path):
-    """A limit on the size of a file stands in for a full disk: the second checkpoint cannot be written whole."""
+    """A limit on the size of a file stands in for a full disk: the second checkpoint cannot be
+    written whole."""
     flags = ("pretrain", "tiny", "--out", "run", "--train.save-every", 5, "--train.steps", 10)
     assert eve(*flags[:4], "--train.save-every", 5, "--train.steps", 5).returncode == 0
     before = {

@@ -349,7 +349,8 @@ def test_mistakes_end_in_one_line(eve, folder, argv, message):
 
 
 def test_no_text_is_taken_for_an_emoji(eve, folder, capfd):
-    """rich would print a train for ":train:", as in the name of a built-in source before a colon."""
+    """rich would print a train for ":train:", as in the name of a built-in source before a
+    colon."""
     done = eve("fill-mask", "masked", "0.png", "[MASK]:train:", "--top", 1)
     assert done.stdout.splitlines()[0].endswith(":train:"), done.stderr
     log = RunLog(folder, first_step=0, num_steps=1, enabled=True)

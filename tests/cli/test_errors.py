@@ -1,4 +1,5 @@
-"""Mistakes on the command line are one line with the given and the expected value; help; completion."""
+"""Mistakes on the command line are one line with the given and the expected value; help;
+completion."""
 
 import os  # noqa: I001
 import shlex
@@ -272,7 +273,8 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     assert eve("completion", "zsh").stdout.endswith(script)
 
     def complete(line: str, command: str = 'cat "./$*"') -> list[str]:
-        """Completions of the last word of a line; the help that the script needs is written to a file first."""
+        """Completions of the last word of a line; the help that the script needs is written to a
+        file first."""
         *before, last = line.split(" ")
         asked = shlex.join([*[word for word in before[1:3] if not word.startswith("-")], "--help"])
         (tmp_path / asked).write_text(eve(*asked.split()).stdout)

@@ -1,6 +1,7 @@
 """`eve pretrain RECIPE --init RUN`: what it copies, prints and refuses.
 
-Nothing is trained: with --scratch a config is enough, and an invalid flag stops the command after its messages.
+Nothing is trained: with --scratch a config is enough, and an invalid flag stops the command after
+its messages.
 """
 
 from dataclasses import replace

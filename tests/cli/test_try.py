@@ -139,7 +139,8 @@ def test_the_card_names_what_its_runs_reach():
 
 
 def test_bundled_scenes_are_small_and_whole():
-    """Masked pixels, masked tokens and experts with a router that knows the modality; no path of a machine."""
+    """Masked pixels, masked tokens and experts with a router that knows the modality; no path of a
+    machine."""
     folders = [FOLDER / name for name in ("scenes", "scenes_vqa", "scenes_nlvr2")]
     assert (
         sum(

@@ -72,7 +72,8 @@ def test_pretrain_evaluate_report(eve, tmp_path: Path):
 
 
 def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
-    """A user's own images, from a folder and a JSONL file, mixed with weights, and a tokenizer trained before."""
+    """A user's own images, from a folder and a JSONL file, mixed with weights, and a tokenizer
+    trained before."""
     colors = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
     (tmp_path / "folder").mkdir()
     rows = []

@@ -125,7 +125,8 @@ def test_finetune_evaluate(eve, pretrained, tmp_path: Path, task: str):
 
 
 def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Path):
-    """The same task takes its head, another one only the encoder; the best weights, not the last."""
+    """The same task takes its head, another one only the encoder; the best weights, not the
+    last."""
     assert (
         eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "first", *SHORT).returncode
         == 0
@@ -160,7 +161,8 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Pat
 
 
 def test_a_run_goes_on_as_it_began_without_the_run_it_started_from(eve, pretrained, tmp_path: Path):
-    """Neither the shape of the model nor which parameters are new, and learn faster, is asked of --init again."""
+    """Neither the shape of the model nor which parameters are new, and learn faster, is asked of
+    --init again."""
     shutil.copytree(pretrained, tmp_path / "init")
     command = ("finetune", "scenes_vqa", "--init", "init", "--out", "run", *SHORT)
     assert eve(*command).returncode == 0

@@ -166,7 +166,8 @@ def test_rows_that_were_trained_on_are_noticed_whatever_the_file_is_called(
 
 
 def test_validation_rows_that_the_initial_run_was_trained_on_are_reported(trained: Path):
-    """Both held out by place: with one share nothing leaks; a larger share holds rows that --init's run was trained on."""
+    """Both held out by place: with one share nothing leaks; a larger share holds rows that --init's
+    run was trained on."""
     run, rows = load_run(trained / "run"), str(trained / "pairs/rows.jsonl")
 
     def notes(**data: object) -> list[str]:
@@ -405,7 +406,8 @@ def test_a_verdict_for_each_case():
 
 
 def test_numbers_of_the_same_rows_are_judged_by_their_difference():
-    """Rows of very different hardness: both intervals are wide, yet nearly every row is a little better."""
+    """Rows of very different hardness: both intervals are wide, yet nearly every row is a little
+    better."""
     rng = np.random.default_rng(0)
     hard_R, row_M = rng.random(200), torch.arange(200).repeat_interleave(5)
     draw_M = rng.random(1000)
@@ -460,7 +462,8 @@ def test_verdicts_of_tasks():
 
 @pytest.mark.parametrize("name", ["vqa", "classification"])
 def test_what_is_better_than_a_guess_is_said_of_the_same_rows(name):
-    """Baselines of questions, and of labels, with the difference row by row, against the two means."""
+    """Baselines of questions, and of labels, with the difference row by row, against the two
+    means."""
     if name == "classification":
         numbers = classification.summary([1, 1, 1, 0, 0, *[1] * 60], [*"aabab", *"ab" * 30])
         ours, base = numbers["acc"], "acc_majority"

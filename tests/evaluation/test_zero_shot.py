@@ -126,7 +126,8 @@ def test_built_in_prompts_of_none_of_the_classes_are_refused():
 @pytest.mark.parametrize("by", ["mean", "max"])
 @pytest.mark.parametrize("has_contrast", [True, False])
 def test_numbers_equal_a_loop_over_images_and_prompts(has_contrast, by):
-    """By features, or by the matching head of a run without such; rows without labels are left out."""
+    """By features, or by the matching head of a run without such; rows without labels are left
+    out."""
     run, names = tiny_run("retrieval"), list(PROMPTS)
     run.task.is_comparable = has_contrast
     labels: list[tuple[str, ...]] = [(names[row % 3],) if row != 4 else () for row in range(11)]

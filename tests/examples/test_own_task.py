@@ -51,7 +51,8 @@ def little():
 
 
 def run(argv: list[str]) -> tuple[object, str, str]:
-    """Return exit status, stdout and stderr of a command. PYTHON: not a command, but an expression."""
+    """Return exit status, stdout and stderr of a command. PYTHON: not a command, but an
+    expression."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -67,7 +68,8 @@ def run(argv: list[str]) -> tuple[object, str, str]:
 
 
 def run_all(argvs: Sequence[list[str]], folder: Path, env: Mapping[str, str]) -> None:
-    """Run commands in one process. Its loader workers are new processes that know no code of a user."""
+    """Run commands in one process. Its loader workers are new processes that know no code of a
+    user."""
     os.chdir(folder)
     os.environ.update(env)
     sys.path.insert(0, str(folder / "site"))
@@ -90,9 +92,11 @@ def commands(folder: Path, *argvs: list[str], **env: str) -> list[tuple[int, str
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, pretrained: Path) -> tuple[Path, list[tuple[int, str, str]]]:
-    """A folder with a copy of the example and a run of it; and what commands say that use installed packages.
+    """A folder with a copy of the example and a run of it; and what commands say that use installed
+    packages.
 
-    One process does both. It knows no code of a user but what is installed, until it trains the example.
+    One process does both. It knows no code of a user but what is installed, until it trains the
+    example.
     """
     folder = tmp_path_factory.mktemp("own")
     (folder / "count_things.py").write_text(EXAMPLE.read_text())

@@ -43,7 +43,8 @@ class Outcome:
 
 
 def is_sound(reader: Reader, case: Case) -> bool:
-    """Whether an input is not damaged: the first one proves that the others could be read at all."""
+    """Whether an input is not damaged: the first one proves that the others could be read at
+    all."""
     return case[1] == 0 and reader.has_sound
 
 
@@ -181,7 +182,8 @@ def act(action: Action, folder: Path) -> None:
 
 
 def is_left_behind(path: Path, reader: str) -> bool:
-    """Whether a new file should not be there: in runs temporary files, next to data all but indexes."""
+    """Whether a new file should not be there: in runs temporary files, next to data all but
+    indexes."""
     if reader.startswith("run "):
         return path.suffix in (".tmp", ".old") or path.name == ".lock"
     return not path.name.endswith(".tar.index")

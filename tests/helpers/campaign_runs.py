@@ -35,7 +35,8 @@ LEFT_OUT = object()
 
 
 def make_base(base: Path) -> None:
-    """Make what takes long: images near the limit, and runs, one of pre-training, one of fine-tuning with best weights."""
+    """Make what takes long: images near the limit, and runs, one of pre-training, one of
+    fine-tuning with best weights."""
     torch.set_num_threads(1)
     for name, data in {f"data/{n}.png": encode("PNG", size=(20, 20 + n)) for n in range(8)}.items():
         write(base / name, data)
@@ -116,7 +117,8 @@ def run_actions(base: Path, name: str) -> dict[str, Action]:
 
 
 def mend_checksums(rng: Random, folder: Path) -> None:
-    """Mostly let the checksums be those of the damaged files, or be absent as in older versions, so that more is read."""
+    """Mostly let the checksums be those of the damaged files, or be absent as in older versions, so
+    that more is read."""
     for state in (*folder.glob(f"{CHECKPOINTS}/*/state.json"), folder / "best/state.json"):
         if rng.random() < 0.3 or not state.is_file() or state.is_symlink():
             continue
@@ -314,7 +316,8 @@ def change_tensor(rng: Random, name: str, tensor: Tensor) -> tuple[str, Any]:
 
 
 def write_tensors(rng: Random, name: str, tensors: Mapping[str, Any]) -> bytes:
-    """Return a .safetensors or torch file of what `mutate_tensors` gave, sometimes nested as training scripts do."""
+    """Return a .safetensors or torch file of what `mutate_tensors` gave, sometimes nested as
+    training scripts do."""
     if name.endswith(".safetensors"):
         plain = {
             key: value

@@ -49,7 +49,8 @@ def read_cases(
     work: Path,
     timeout: float,
 ) -> None:
-    """Read inputs one after the other; a hang ends this process with a traceback in `work`.trace."""
+    """Read inputs one after the other; a hang ends this process with a traceback in
+    `work`.trace."""
     limit_process()
     warnings.simplefilter("ignore")
     with work.with_suffix(".trace").open("w") as trace:

@@ -1,8 +1,8 @@
 """Compare converted CLIP and SigLIP of every published size with transformers.
 
-Weights are random; the vocabulary keeps its published size. With --captions, also compare the tokenizers of a vocabulary that
-open_clip ships (pip install open_clip_torch ftfy) on the texts of a .jsonl file with lists of captions; with --images, prepared
-images.
+Weights are random; the vocabulary keeps its published size. With --captions, also compare the
+tokenizers of a vocabulary that open_clip ships (pip install open_clip_torch ftfy) on the texts of a
+.jsonl file with lists of captions; with --images, prepared images.
 
     PYTHONPATH=. python tests/helpers/clip_check.py [SIZE …] [--captions FILE] [--images]
 """
@@ -30,7 +30,8 @@ from eve_vl.predict.inputs import user_image
 from eve_vl.run.loading import load_run
 
 CLIP, SIGLIP = (49_408, 77), (32_000, 64)
-# width, depth, heads, feed-forward width of the image tower and of the text tower; image size, patch size, projection
+# width, depth, heads, feed-forward width of the image tower and of the text tower; image size,
+# patch size, projection
 SIZES: dict[str, tuple[Any, ...]] = {
     "clip-b32": (768, 12, 12, 3072, 512, 12, 8, 2048, 224, 32, 512),
     "clip-b16": (768, 12, 12, 3072, 512, 12, 8, 2048, 224, 16, 512),
@@ -96,7 +97,8 @@ def write_tokenizer(folder: Path, *, is_clip: bool, vocab_size: int) -> None:
 
 @torch.no_grad()
 def compare(name: str, folder: Path) -> str:
-    """Return a row: size, parameters, the largest differences of image and text features and of logits."""
+    """Return a row: size, parameters, the largest differences of image and text features and of
+    logits."""
     is_clip, (vocab_size, length) = (
         name.startswith("clip"),
         CLIP if name.startswith("clip") else SIGLIP,

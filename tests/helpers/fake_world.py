@@ -1,4 +1,5 @@
-"""A world of many processes of which one is here, on tensors without values: shapes, and what it sends."""
+"""A world of many processes of which one is here, on tensors without values: shapes, and what it
+sends."""
 
 import contextlib
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ def world(rank: int, size: int, per_machine: int) -> Iterator[None]:
     def own_mesh(
         device: str, shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]
     ) -> DeviceMesh:
-        """Return a mesh that is equal to no other rank's: torch caches what it finds for equal ones."""
+        """Return a mesh that is equal to no other rank's: torch caches what it finds for equal
+        ones."""
         return init_device_mesh(
             device, shape, mesh_dim_names=tuple(f"{name}_{rank}" for name in mesh_dim_names)
         )

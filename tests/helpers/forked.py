@@ -1,4 +1,5 @@
-"""Commands as processes of their own that start at once: forks of a server process whose imports are done."""
+"""Commands as processes of their own that start at once: forks of a server process whose imports
+are done."""
 
 import multiprocessing
 import os
@@ -40,7 +41,8 @@ def demo_work(config: Config, num_test: int, nice: int = 0) -> dict[str, float]:
 
 
 class Forked:
-    """A command that runs in `folder`, with the attributes and methods of `subprocess.Popen` that tests use.
+    """A command that runs in `folder`, with the attributes and methods of `subprocess.Popen` that
+    tests use.
 
     console: an empty folder for its output. before: what the process calls first.
     """

@@ -73,7 +73,8 @@ def change_value(rng: Random, holder: Any, key: Any, *, is_top: bool) -> None:
 
 
 def write_json(rng: Random, value: Any) -> bytes:
-    """Return the value as JSON, sometimes with letters and halves of surrogate pairs as they are."""
+    """Return the value as JSON, sometimes with letters and halves of surrogate pairs as they
+    are."""
     text = json.dumps(value, ensure_ascii=rng.random() < 0.7)
     for name, raw in RAW.items():
         text = text.replace(f'"{name}"', raw)

@@ -1,4 +1,5 @@
-"""Medical layouts that only tests write: MedICaT, VQA-RAD, MedVQA-2019 and MELINDA, after their publishers.
+"""Medical layouts that only tests write: MedICaT, VQA-RAD, MedVQA-2019 and MELINDA, after their
+publishers.
 
 Importing this module adds them to those of `eve data write phantoms`. Letters: S side of a panel.
 """
@@ -109,7 +110,8 @@ def _melinda_row(seed: int, split: str, index: int) -> WrittenRow:
     return WrittenRow(fields, f"melinda_images/{figure}", pixels)
 
 
-# Panels of figures with captions, after MELINDA: bars, curves, blots or dots, and the method used. A label consists of the kind
+# Panels of figures with captions, after MELINDA: bars, curves, blots or dots, and the method used.
+# A label consists of the kind
 # of panel, visible only in the image, and of the verb, named only in the caption.
 
 PANEL_KINDS = ("bars", "curves", "blots", "dots")
@@ -122,7 +124,8 @@ _WHERE = ("treated cells", "control cells", "young mice", "old mice", "cultured 
 def sample_panel(split: str, seed: int, index: int) -> tuple[np.ndarray, str, str, str]:
     """Sample panel `index` of a split, a pure function of the arguments.
 
-    Returns it, uint8 (64, 64, 3), with its caption, its fine label (of PANEL_LABELS) and coarse label (of PANEL_KINDS).
+    Returns it, uint8 (64, 64, 3), with its caption, its fine label (of PANEL_LABELS) and coarse
+    label (of PANEL_KINDS).
     """
     rng = sampling.stream("panel", split, seed, index)
     kind, verb = pick(rng, PANEL_KINDS), pick(rng, _VERBS)

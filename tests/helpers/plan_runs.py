@@ -1,4 +1,5 @@
-"""What tests/run/test_plan.py runs in one and in two processes: the memory that steps of a small model add to them."""
+"""What tests/run/test_plan.py runs in one and in two processes: the memory that steps of a small
+model add to them."""
 
 import ctypes
 import gc

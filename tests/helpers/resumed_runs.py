@@ -16,7 +16,8 @@ from helpers.number_task import step_folder
 def assert_resumes_to_the_same(
     eve: Any, words: tuple[Any, ...], folder: Path, saved: int, steps: int
 ) -> None:
-    """Run a command, and again in a copy that lacks the last checkpoint: the runs `whole` and `killed` are equal."""
+    """Run a command, and again in a copy that lacks the last checkpoint: the runs `whole` and
+    `killed` are equal."""
     whole = folder / "whole"
     killed = folder / "killed"
     assert eve(*words, "--out", "whole").returncode == 0

@@ -1,4 +1,5 @@
-"""A test double of `Experts` whose processes each have some of the experts, and exchange rows (expert parallelism)."""
+"""A test double of `Experts` whose processes each have some of the experts, and exchange rows
+(expert parallelism)."""
 
 from typing import Any
 
@@ -43,7 +44,8 @@ class SharedExperts(nn.Module):
 
 
 def step(routing: str, group: Any = None) -> dict[str, Tensor]:
-    """Return the loss and the mean gradients of all processes; None: every process has all experts."""
+    """Return the loss and the mean gradients of all processes; None: every process has all
+    experts."""
     model = {
         "balance_weight": 0.5,
         "deep_ffn": "moe",
@@ -77,7 +79,8 @@ def step(routing: str, group: Any = None) -> dict[str, Tensor]:
 
 
 def steps() -> dict[str, Tensor]:
-    """Return `step` with all experts here, with those of a group of one process, and with those of all processes."""
+    """Return `step` with all experts here, with those of a group of one process, and with those of
+    all processes."""
     alone = [dist.new_group([rank]) for rank in range(processes.world_size())][processes.rank()]
     groups = {"whole": None, "alone": alone, "split": dist.group.WORLD}
     return {

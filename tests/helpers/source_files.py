@@ -1,4 +1,5 @@
-"""Files of rows for the tests of readers, and what is said about rows and files that are refused."""
+"""Files of rows for the tests of readers, and what is said about rows and files that are
+refused."""
 
 import json
 from collections.abc import Iterable

@@ -44,7 +44,8 @@ def tiny_run(
     task: dict | TaskConfig | None = None,
     model: dict | ModelConfig | None = None,
 ) -> LoadedRun:
-    """A run whose every weight matters: 16 patches of 4×4, at most 12 tokens, 3 blocks of which the last 2 have experts.
+    """A run whose every weight matters: 16 patches of 4×4, at most 12 tokens, 3 blocks of which the
+    last 2 have experts.
 
     task: fields of the pre-training section, for "masked". model: fields of the model section.
     """
@@ -77,7 +78,8 @@ def noise(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
 
 
 def pixels(*images: np.ndarray) -> torch.Tensor:
-    """Images of the right size as the encoder gets them: float (B, 3, 16, 16) in [-1, 1], in plain arithmetic."""
+    """Images of the right size as the encoder gets them: float (B, 3, 16, 16) in [-1, 1], in plain
+    arithmetic."""
     return torch.stack(
         [torch.from_numpy(image).permute(2, 0, 1).double() / 255 * 2 - 1 for image in images]
     ).float()

@@ -52,8 +52,8 @@ def config_of(name: str, **sections: dict) -> Config:
 
 
 def build(config: Config, *, noise: float = 0.1) -> Task[Any]:
-    """A task in evaluation mode: its initial weights, the same every time, with noise on all but the temperature, so that
-    no weight is 0 or 1."""
+    """A task in evaluation mode: its initial weights, the same every time, with noise on all but
+    the temperature, so that no weight is 0 or 1."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         task = build_untrained(config, SIZES)
@@ -84,9 +84,11 @@ def _centre(task: VQA | NLVR2) -> None:
 
 
 def searchable() -> ListSource[ImageText]:
-    """Eleven rows of nine images; some texts are true of several images, some images have many texts."""
+    """Eleven rows of nine images; some texts are true of several images, some images have many
+    texts."""
     rows = [pairs(11)[row] for row in range(11)]
-    # the number that tells texts apart comes first: cut to the same tokens, two texts would tie up to rounding
+    # the number that tells texts apart comes first: cut to the same tokens, two texts would tie up
+    # to rounding
     rows = [
         replace(row, captions=tuple(" ".join(text.split()[::-1]) for text in row.captions))
         for row in rows
@@ -129,7 +131,8 @@ def numbers_of(
     world: int = 1,
     skipped: list[Any] | None = None,
 ) -> dict[str, float]:
-    """The numbers of evaluation, in float32. skipped: where to list rows that cannot be used; None: there must be none."""
+    """The numbers of evaluation, in float32. skipped: where to list rows that cannot be used; None:
+    there must be none."""
     loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world=world)
     with evaluation_batches(task, loader, CPU, torch.float32, skipped) as batches:
         return evaluator_of(task).evaluate_with_rows(batches).numbers
@@ -159,7 +162,8 @@ def rows_of(dataset: Any, count: int) -> Any:
 def watch_matching(
     task: Any, batch: Any, monkeypatch: Any, see: Callable[[Tokens, Tokens], tuple[Any, Any]]
 ) -> tuple:
-    """What a forward pass gives to matching: what `see` returns of images and texts, and the labels of the pairs."""
+    """What a forward pass gives to matching: what `see` returns of images and texts, and the labels
+    of the pairs."""
     seen: list[Any] = []
     match, matching = task.contrast.match, objectives.matching
 

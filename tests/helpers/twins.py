@@ -1,6 +1,7 @@
 """Slow, obvious twins of the package's fast code, and their tiny inputs.
 
-Letters: B batch, N tokens, S real tokens, D width, F feed-forward width, E experts, K chosen experts, P patches, T text tokens.
+Letters: B batch, N tokens, S real tokens, D width, F feed-forward width, E experts, K chosen
+experts, P patches, T text tokens.
 """
 
 import math
@@ -75,7 +76,8 @@ def slow_ffn(
 def slow_moe(
     moe: MoE, x_BND: Tensor, is_text_BN: Tensor, is_padding_BN: Tensor | None
 ) -> tuple[Tensor, TwinStats]:
-    """Token after token through the router's formula and the chosen experts' matrices; reads the weights, nothing else."""
+    """Token after token through the router's formula and the chosen experts' matrices; reads the
+    weights, nothing else."""
     router, experts, stats = moe.router, moe.experts, TwinStats()
     B, N, D = x_BND.shape
     rows = []
@@ -116,7 +118,8 @@ def slow_moe(
 
 
 def router_sums(stats: Tensor) -> SimpleNamespace:
-    """By expert over both modalities: first choices, gates (with gradient); over all experts: entropy, tokens."""
+    """By expert over both modalities: first choices, gates (with gradient); over all experts:
+    entropy, tokens."""
     first_ME, gate_ME, entropy_ME, _ = stats.unflatten(1, (4, -1)).unbind(1)
     first_E = first_ME.detach().sum(0)
     return SimpleNamespace(
@@ -187,7 +190,8 @@ def tiny_config(
     data: dict | None = None,
     train: dict | None = None,
 ) -> Config:
-    """A config of a few thousand weights: 16 patches of 4×4, at most 12 tokens; initial weights far from 0."""
+    """A config of a few thousand weights: 16 patches of 4×4, at most 12 tokens; initial weights far
+    from 0."""
     base = Config(
         recipe="tiny",
         out=Path("unused"),
@@ -245,7 +249,8 @@ def noise(*key: int, height: int = 20, width: int = 20) -> ImagePixels:
 def pairs(
     count: int, *, bad: Sequence[int] = (), size: int = 20, name: str = "list", captions: int = 2
 ) -> ListSource[ImageText]:
-    """Noise images of different shapes, with captions that name their row; those in `bad` cannot be used."""
+    """Noise images of different shapes, with captions that name their row; those in `bad` cannot be
+    used."""
     rows: list[ImageText | None] = []
     for row in range(count):
         image = noise(count, row, height=size + row % 3, width=size)
@@ -257,7 +262,8 @@ def pairs(
 
 
 def questions(count: int, *, name: str = "asked") -> ListSource[ImageQuestion]:
-    """Noise images with questions of different lengths; of every seven, one has ten answers, one none, the others one."""
+    """Noise images with questions of different lengths; of every seven, one has ten answers, one
+    none, the others one."""
     rows = []
     for row in range(count):
         answer = ANSWERS[row % len(ANSWERS)]
@@ -276,7 +282,8 @@ def questions(count: int, *, name: str = "asked") -> ListSource[ImageQuestion]:
 
 
 def statements(count: int, *, name: str = "said") -> ListSource[ImagesStatement]:
-    """Two noise images each, with statements of different lengths in groups of two; every seventh has no label."""
+    """Two noise images each, with statements of different lengths in groups of two; every seventh
+    has no label."""
     rows = [
         ImagesStatement(
             left=noise(count, row, 0),

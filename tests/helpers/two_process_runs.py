@@ -1,4 +1,5 @@
-"""What tests/train/test_distributed.py does in two processes, which start again when one has died."""
+"""What tests/train/test_distributed.py does in two processes, which start again when one has
+died."""
 
 import os
 import signal
@@ -116,7 +117,8 @@ def train(run: Path, *, dies: bool) -> None:
 
 
 def seen_by_this_process(run: Path) -> list[Path]:
-    """Checkpoints of a run on a network disk, which shows the last one to the first process only."""
+    """Checkpoints of a run on a network disk, which shows the last one to the first process
+    only."""
     folders = sorted((run / checkpoint_folders.CHECKPOINTS).glob("step_*"))
     return folders if is_main() else folders[:-1]
 
@@ -134,7 +136,8 @@ class Averages(nn.Module):
 
 
 def small_updates() -> dict[str, Tensor]:
-    """Running averages after many steps on inputs around 0 in one process, around 10 in the other."""
+    """Running averages after many steps on inputs around 0 in one process, around 10 in the
+    other."""
     task = Averages()
     model = parallelize(task, torch.device("cpu"))
     for _ in range(UPDATES):
@@ -178,7 +181,8 @@ def texts_alone() -> dict[str, Tensor]:
 
 
 def rows_of_all() -> dict[str, Tensor]:
-    """Rows of all processes, and the gradient of their sum with other weights in each; no sum of padded rows makes them."""
+    """Rows of all processes, and the gradient of their sum with other weights in each; no sum of
+    padded rows makes them."""
     rank = processes.rank()
     rows = torch.arange(4.0).view(2, 2).add(10 * rank).requires_grad_()
     with mock.patch.object(dist, "all_reduce", side_effect=AssertionError):
@@ -193,7 +197,8 @@ def rows_of_all() -> dict[str, Tensor]:
 
 
 def bad_row(run: Path) -> str:
-    """What this process raises when another one's share of validation holds a row that cannot be used."""
+    """What this process raises when another one's share of validation holds a row that cannot be
+    used."""
     config = tiny_config()
     task = build(config)
     trainer = Trainer(
@@ -210,7 +215,8 @@ def bad_row(run: Path) -> str:
 
 
 def alone_of_its_caption(run: Path) -> str:
-    """What this process raises at the validation of a run when the other one's share holds a pair without a wrong partner."""
+    """What this process raises at the validation of a run when the other one's share holds a pair
+    without a wrong partner."""
     captions = [("a circle",)] * 9 + [("a star",)] * 8 + [("a circle", "a star")]
     rows = [
         replace(row, captions=texts)
@@ -263,7 +269,8 @@ def main(folder: Path) -> None:
 
 
 def launch(folder: Path) -> None:
-    """Do what `torchrun --standalone --nproc-per-node 2 --max-restarts 1` does, with forks: their imports are done."""
+    """Do what `torchrun --standalone --nproc-per-node 2 --max-restarts 1` does, with forks: their
+    imports are done."""
     os.dup2(os.open(folder / "stderr", os.O_CREAT | os.O_WRONLY), 2)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # docs/distributed.md
     config = LaunchConfig(

@@ -50,7 +50,8 @@ def share(x: Tensor) -> Tensor:
 
 
 def contrast_of_features() -> dict[str, Tensor]:
-    """Loss of fixed features, and its gradients, which processes average as DistributedDataParallel does."""
+    """Loss of fixed features, and its gradients, which processes average as DistributedDataParallel
+    does."""
     rng = torch.Generator().manual_seed(0)
     image, text = (torch.randn(NUM_ROWS, 6, generator=rng) for _ in range(2))
     temperature = torch.tensor(0.3, requires_grad=True)
@@ -92,7 +93,8 @@ def gradients_of_a_step() -> dict[str, Tensor]:
 
 
 def systems_task() -> tuple[Any, MaskedPairs]:
-    """Pre-training by contrast, its singular values and matching with negatives of all processes, and its rows."""
+    """Pre-training by contrast, its singular values and matching with negatives of all processes,
+    and its rows."""
     settings = ContrastMatchConfig(
         mlm_weight=0.0,
         itc_masked_image=True,
@@ -115,7 +117,8 @@ def systems_step() -> dict[str, Tensor]:
 
 @torch.no_grad()
 def drawn_negatives() -> dict[str, Tensor]:
-    """Which row's image and which row's text are the wrong partners of each row of all processes, in several epochs."""
+    """Which row's image and which row's text are the wrong partners of each row of all processes,
+    in several epochs."""
     task, dataset = systems_task()
     found: dict[str, list[Tensor]] = {"images": [], "texts": []}
     for epoch in range(6):
@@ -164,7 +167,8 @@ def memory_step() -> dict[str, Tensor]:
 
 
 def mlim_step() -> dict[str, Tensor]:
-    """Gradients of MLIM's pre-training, whose rows show images, texts or both, not as many of each in every process."""
+    """Gradients of MLIM's pre-training, whose rows show images, texts or both, not as many of each
+    in every process."""
     task, rows = build_mlim(mlim_config()), mlim_rows(mlim_config())
     model = DistributedDataParallel(task) if processes.world_size() > 1 else task
     batch = rows.collate([rows[0, 0, row] for row in share(torch.arange(14)).tolist()])
@@ -195,7 +199,8 @@ def running_mean_at_validation(folder: Path) -> Tensor:
 
 
 def evaluation() -> dict[str, dict[str, float]]:
-    """The numbers of every task with their intervals, and of a search with fewer images than processes."""
+    """The numbers of every task with their intervals, and of a search with fewer images than
+    processes."""
     rank, world = processes.rank(), processes.world_size()
     found = {}
     masked = build(tiny_config())

@@ -17,7 +17,8 @@ def tiny_vlmo(**changes: Any) -> VlmoModelConfig:
 
 
 def slow_row(query: tuple[Any, ...], key: tuple[Any, ...], side: int = 4, longest: int = 12) -> int:
-    """The row of the table for a query and a key: ("patch", number), ("word", number) or ("cls", "image" or "text")."""
+    """The row of the table for a query and a key: ("patch", number), ("word", number) or ("cls",
+    "image" or "text")."""
     square, sides = (2 * side - 1) ** 2, {"patch": "image", "word": "text"}
     of_query, of_key = (sides.get(kind, which) for kind, which in (query, key))
     words = square + 5  # where the rows of words begin: after three of images and two across

@@ -427,7 +427,8 @@ def meta(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
 
 
 def large(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
-    """The same model at the sizes of Large, by rule: 24 blocks of width 1024, experts in the last three."""
+    """The same model at the sizes of Large, by rule: 24 blocks of width 1024, experts in the last
+    three."""
     size = {768: 1024, 1536: 2048, 2304: 3072, 3072: 4096}
     found = {}
     for name, shape in shapes.items():
@@ -631,7 +632,8 @@ def test_relative_positions_are_refused_with_the_reason(eve, tmp_path, words):
 @pytest.mark.parametrize("names", ["timm", "transformers"])
 @torch.no_grad()
 def test_vlmo_keeps_the_relative_positions_of_beit(eve, tmp_path, words, names):
-    """And so its features, but for the type of images, which BEiT has not; texts and pairs get nothing of it."""
+    """And so its features, but for the type of images, which BEiT has not; texts and pairs get
+    nothing of it."""
     source = timm_model("beit with relative positions")
     tensors = source.state_dict()
     if names == "transformers":

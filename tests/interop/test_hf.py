@@ -98,7 +98,8 @@ def inputs_of(task: Task[Any], batch: Any) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module", params=KINDS)
 def loaded(request, tmp_path_factory) -> tuple[Task[Any], Any, Any, Path]:
-    """A task, its model and processor by way of a run folder, and the folder that they were saved in."""
+    """A task, its model and processor by way of a run folder, and the folder that they were saved
+    in."""
     folder = tmp_path_factory.mktemp(request.param)
     task = write(request.param, folder / "run")
     model, processor = hf.from_run(folder / "run")
@@ -353,7 +354,8 @@ def test_a_run_without_a_head_for_tokens_gives_its_encoder(tmp_path):
 
 @pytest.mark.parametrize("model", [MEDFLIP, tiny_config().model], ids=["towers", "eve"])
 def test_contrast_without_a_head_for_tokens_is_retrieval(model, tmp_path):
-    """As in MedFLIP's pre-training, and EVE's with ITC only: features have the width of the projection, not of the states."""
+    """As in MedFLIP's pre-training, and EVE's with ITC only: features have the width of the
+    projection, not of the states."""
     config = tiny_config(task=ContrastMatchConfig(mlm_weight=0.0, itm_weight=0.0, projection_dim=6))
     config = dataclasses.replace(config, model=model)
     task = build(config)

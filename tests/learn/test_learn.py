@@ -1,4 +1,5 @@
-"""`eve learn`: decisions, interruptions, results, and what it refuses. No test depends on time: a clock that stands still."""
+"""`eve learn`: decisions, interruptions, results, and what it refuses. No test depends on time: a
+clock that stands still."""
 
 import json
 import os
@@ -66,7 +67,8 @@ class Still(plan.Clock):
 
 
 class Simulated(plan.Clock):
-    """A clock that runs by what is done, on a machine that other work makes slower; seconds as measured on emoji."""
+    """A clock that runs by what is done, on a machine that other work makes slower; seconds as
+    measured on emoji."""
 
     START, OPEN, SETUP, STEP, SCORE, END = 6.0, 2.1, 3.6, 0.38, 0.8, 15.5
 
@@ -195,7 +197,8 @@ def test_the_best_pilot_gets_the_rest_of_the_time(whole):
 
 
 def test_the_bundled_run_as_it_is_may_win(tmp_path, monkeypatch, capfd):
-    """Without training: icons that it finds already. Its numbers are those of `eve evaluate`, and the page opens with it.
+    """Without training: icons that it finds already. Its numbers are those of `eve evaluate`, and
+    the page opens with it.
 
     Of two short final runs, the weights are averaged.
     """
@@ -283,7 +286,8 @@ def test_no_row_is_in_two_parts(whole):
 def test_interrupted_again_and_again_it_gives_the_same_bits(
     whole, table, tmp_path, monkeypatch, capfd
 ):
-    """Stopped once, which leaves the best so far evaluated and indexed, then killed again and again."""
+    """Stopped once, which leaves the best so far evaluated and indexed, then killed again and
+    again."""
     out = tmp_path / "mine"
     command = (table, "--for", "30s", "--out", out)
     with monkeypatch.context() as patch:
@@ -382,7 +386,8 @@ def test_eve_evaluate_repeats_the_final_numbers(whole, tmp_path):
 def simulated(
     monkeypatch, tmp_path
 ) -> Callable[[float, float, float], tuple[stages.Learner, dict[str, float]]]:
-    """`eve learn` without any work, for seconds, a load and that after the probe; with the moment each stage began at."""
+    """`eve learn` without any work, for seconds, a load and that after the probe; with the moment
+    each stage began at."""
 
     def run(seconds: float, load: float, later: float) -> tuple[stages.Learner, dict[str, float]]:
         clock, begun = Simulated(load), {}

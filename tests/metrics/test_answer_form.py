@@ -25,7 +25,8 @@ NORMAL = {
     "1,000 red/blue": "1000 redblue",  # one comma inside a number drops all punctuation
     "red/blue": "red blue",
     "red / blue": "red blue",
-    "red/ blue/green": "red bluegreen",  # a mark that touches a space anywhere is dropped everywhere
+    # a mark that touches a space anywhere is dropped everywhere
+    "red/ blue/green": "red bluegreen",
     "red,blue": "red blue",
     "x;/y/z": "x y z",  # spaces put there for another mark do not count
     "red, blue,green": "red bluegreen",
@@ -40,7 +41,8 @@ NORMAL = {
     "5 + 5 = 10": "5 5 10",
     "back\\slash": "back slash",
     "`me@home`;": "me home",
-    "10:30": "10:30",  # colon, apostrophe, hash, star, per cent and ampersand are no official punctuation
+    # colon, apostrophe, hash, star, per cent and ampersand are no official punctuation
+    "10:30": "10:30",
     "50%": "50%",
     "black & white": "black & white",
     "u.s.a.": "usa",

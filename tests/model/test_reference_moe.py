@@ -49,7 +49,8 @@ def highest(values: list[float], excluded: int | None = None) -> int:
 def slow_reference(
     moe: ReferenceMoE, x_AD: Tensor, is_text: list[bool], noise_AE: Tensor
 ) -> tuple[Tensor, list[list[float]]]:
-    """Token after token; first choices queue before second ones, and those beyond the capacity drop.
+    """Token after token; first choices queue before second ones, and those beyond the capacity
+    drop.
 
     Returns the output and, per modality, first choices, gates, entropies and choices with room of
     each expert.

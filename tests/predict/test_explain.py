@@ -140,7 +140,8 @@ def test_a_run_looks_for_its_own_answer():
     "weights", [{}, {"mlm_weight": 0.0}, {"mim_weight": 0.0, "mlm_weight": 0.0}]
 )
 def test_a_baseline_looks_for_the_match_or_for_a_hidden_word(weights):
-    """Without a word, or without a head for tokens, for the match that `match` tells; else for the word."""
+    """Without a word, or without a head for tokens, for the match that `match` tells; else for the
+    word."""
     eve = Eve(tiny_run("masked", task=replace(BASELINE, **weights)))
     probability = pytest.approx(eve.match(noise(0), TEXT), rel=1e-4)
     for word in (None, "[CLS]", "blue"):

@@ -214,8 +214,9 @@ def encoder_on_paper(
     blocks: Any = (),
     is_shared: Any = False,
 ):
-    """Parameters of the encoder from the shapes alone: §3 of the paper, hard router below, soft above; or of MLIM's, which has
-    one network for all tokens. narrow: width of the experts, unless it is F."""
+    """Parameters of the encoder from the shapes alone: §3 of the paper, hard router below, soft
+    above; or of MLIM's, which has one network for all tokens. narrow: width of the experts, unless
+    it is F."""
     P, X = (image // patch) ** 2, 3 * patch * patch
     norm, ffn = 2 * D, (D * F + F) + (F * D + D)
     attention = 3 * D * D + 2 * D + (D * D + D)  # no bias on k
@@ -247,8 +248,8 @@ def vlmo_on_paper(
     V: int = 30_522,
     stem: Any = (),
 ) -> int:
-    """Parameters of VLMo's encoder and pooler: three networks in each of the top blocks, two below; one table of biases, or
-    learned positions where heads is 0."""
+    """Parameters of VLMo's encoder and pooler: three networks in each of the top blocks, two below;
+    one table of biases, or learned positions where heads is 0."""
     side, X, F = image // patch, 3 * patch * patch, 4 * D
     norm, ffn, attention = 2 * D, (D * F + F) + (F * D + D), 3 * D * D + 2 * D + (D * D + D)
     convolutions = (
@@ -265,8 +266,9 @@ def vlmo_on_paper(
 def towers_on_paper(
     *, D: int, F: int, depths: tuple[int, int, int], image: int, patch: int, T: int, V: int
 ) -> int:
-    """Parameters of two towers and, where they are joined, a projection and a pooler of each, and co-attention of each side: to
-    itself, to the other, a network, and a norm after each of the three."""
+    """Parameters of two towers and, where they are joined, a projection and a pooler of each, and
+    co-attention of each side: to itself, to the other, a network, and a norm after each of the
+    three."""
     P, X = (image // patch) ** 2, 3 * patch * patch
     norm, ffn, attention = 2 * D, (D * F + F) + (F * D + D), 3 * D * D + 2 * D + (D * D + D)
     embed = (
@@ -344,7 +346,8 @@ MODULES = [importlib.import_module(name) for name in RECIPES]
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_every_recipe_of_a_module_is_registered(module):
-    """Each function of no argument, or of `init`, in the order of the file, with a docstring that shows the command."""
+    """Each function of no argument, or of `init`, in the order of the file, with a docstring that
+    shows the command."""
     defined = [
         node
         for node in ast.parse(Path(module.__file__).read_text()).body
@@ -539,7 +542,8 @@ M3AES = [name for name in recipes("finetune") if name.startswith("m3ae_")]
 @pytest.mark.parametrize("init", ["m3ae_tiny", "m3ae_base"])
 @pytest.mark.parametrize("name", M3AES)
 def test_m3ae_is_fine_tuned_on_its_towers(name, init):
-    """Its heads read the pooled states of text and image side by side; the paper's sizes are for its own size alone."""
+    """Its heads read the pooled states of text and image side by side; the paper's sizes are for
+    its own size alone."""
     start = get_recipe(init)
     config = get_finetune_recipe(name, start)
     D, is_paper = config.model.embed_dim, "tiny" not in name and init == "m3ae_base"
@@ -567,7 +571,8 @@ M3AE_RATES = {"encoder.image": 1, "encoder.text": 1, "encoder.fusion": 5}
     ],
 )
 def test_the_parts_of_m3ae_learn_at_rates_of_their_own(name, of_heads):
-    """Patterns reach every parameter outside the encoder, whatever it is called; what fine-tuning lacks is new to it."""
+    """Patterns reach every parameter outside the encoder, whatever it is called; what fine-tuning
+    lacks is new to it."""
 
     def names(config: Config) -> list[str]:
         with torch.device("meta"):
@@ -708,8 +713,9 @@ inspected = once(inspect_config)
     ("name", "init"), [*((name, "tiny") for name in EVES_TASKS), ("vqa", "base"), ("nlvr2", "base")]
 )
 def test_arithmetic_of_fine_tuning_is_counted_in_passes(name, init):
-    """In passes over the pair: VQA one, NLVR2 two, retrieval three if it matches and each modality alone, less than one;
-    classification one over what is read. A pass whose last block computes [CLS] alone costs less."""
+    """In passes over the pair: VQA one, NLVR2 two, retrieval three if it matches and each modality
+    alone, less than one; classification one over what is read. A pass whose last block computes
+    [CLS] alone costs less."""
     config = get_finetune_recipe(name, get_recipe(init))
     found = inspected(config)
 

@@ -1,4 +1,5 @@
-"""Every recipe whose data is built in starts; flags here make it small, and name the small validation split.
+"""Every recipe whose data is built in starts; flags here make it small, and name the small
+validation split.
 
 Of recipes whose steps run the same code, such as `demo` and `scenes`, one trains.
 """
@@ -75,7 +76,8 @@ def shape_flags(name: str) -> tuple[object, ...]:
 
 
 def split(config: Config) -> tuple[str, ...]:
-    """The smaller split of a recipe's generated data: the training split has thousands of texts to read before the start."""
+    """The smaller split of a recipe's generated data: the training split has thousands of texts to
+    read before the start."""
     kind = generated(config.data.train[0])
     assert kind is not None
     return ("--data.train", f"{kind[0]}:val")
@@ -108,7 +110,8 @@ def test_recipes_of_each_kind_are_started():
 
 
 def path_of(config: Config) -> str:
-    """What decides which code a config runs: not names, nor the schedule, nor the size of a number that is neither 0 nor 1."""
+    """What decides which code a config runs: not names, nor the schedule, nor the size of a number
+    that is neither 0 nor 1."""
     config = replace(
         config,
         recipe="",

@@ -145,7 +145,8 @@ def test_templates_refuse_values_that_are_not_there():
 
 
 def test_an_installed_package_holds_the_templates():
-    """All files besides code are named in pyproject.toml, and are those that the pages are made with."""
+    """All files besides code are named in pyproject.toml, and are those that the pages are made
+    with."""
     root = Path(drawing.__file__).parents[2]
     globs = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"][
         "package-data"
@@ -189,7 +190,8 @@ def test_ticks_and_thinning():
 
 
 def test_a_single_point_is_seen():
-    """A line of one point draws nothing: its dot is larger than those on lines, of something to compare with too."""
+    """A line of one point draws nothing: its dot is larger than those on lines, of something to
+    compare with too."""
     lines = [
         drawing.Series(name="a", points=[(5, 0.5)]),
         drawing.Series(name="b", points=[(5, 0.4)], is_reference=True),
@@ -255,7 +257,8 @@ def test_numbers_that_know_how_sure_they_are():
 
 
 def test_names_of_bars_do_not_run_into_each_other():
-    """At 0.6 of its height per letter, each name fits between its neighbours, or the chart leaves some out."""
+    """At 0.6 of its height per letter, each name fits between its neighbours, or the chart leaves
+    some out."""
     for labels in (
         ["attribute", "comparison", "count", "existence", "relation"],
         [str(expert) for expert in range(64)],

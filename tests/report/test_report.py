@@ -37,7 +37,8 @@ from helpers.report_page import Page, assert_self_contained, tiny, trained
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Path:
-    """Trained on few captions: a run would use all of its training data, which takes longer than all of these tests."""
+    """Trained on few captions: a run would use all of its training data, which takes longer than
+    all of these tests."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     scenes = ScenePairs(split="train", image_size=32)
     captions = [caption for row in range(200) for caption in scenes[row].captions]
@@ -158,7 +159,8 @@ def pixels_of(batch: PairBatch, row: int) -> np.ndarray:
 
 @torch.inference_mode()
 def painted(run: LoadedRun, pair: PairBatch) -> tuple[np.ndarray, np.ndarray]:
-    """A slow twin: the masked and the reconstructed image, patch by patch with slices of the image."""
+    """A slow twin: the masked and the reconstructed image, patch by patch with slices of the
+    image."""
     size = run.config.input.patch_size
     side = run.config.input.image_size // size
     encoded = task_of(run).encode(pair, keep=True)

@@ -195,7 +195,8 @@ def test_a_matching_head_that_makes_the_search_worse(
 
 
 def test_routing_counts_all_tokens(runs: dict[str, Path]):
-    """In evaluation the last block computes [CLS] alone; the page counts what the experts are for: every token."""
+    """In evaluation the last block computes [CLS] alone; the page counts what the experts are for:
+    every token."""
     for name in TASKS:
         run = load_run(runs[name])
         report = task_report(run)

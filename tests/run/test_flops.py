@@ -18,12 +18,15 @@ from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.task import Sizes, task_class
 from tests.tasks.test_baselines import TASKS, build, config_of, full
 
-# Forward MFLOP per row, from formulas for each matrix product of the encoder's passes and of decoders, token heads included,
-# other heads and losses left out: a dense or routed block is 2·N·D·3D + 4·N²·D + 2·N·D² + 4·N·D·F, its last one less.
+# Forward MFLOP per row, from formulas for each matrix product of the encoder's passes and of
+# decoders, token heads included,
+# other heads and losses left out: a dense or routed block is 2·N·D·3D + 4·N²·D + 2·N·D² + 4·N·D·F,
+# its last one less.
 BY_HAND = {
     "tiny": 23.148,
     "demo_words": 57.363,
-    "demo": 74.093,  # a quarter of the image pass, a router, and a last block that computes all rows for its router
+    # a quarter of the image pass, a router, and a last block that computes all rows for its router
+    "demo": 74.093,
     "base": 65_871.658,
     "vlmo_tiny_images": 18.796,
     "vlmo_tiny_texts": 25.989,
@@ -62,7 +65,8 @@ def test_flops_are_those_counted_by_hand(name):
 @pytest.mark.parametrize("policies", [("modality", "moe"), ("shared", "shared"), ("moe", "moe")])
 @pytest.mark.parametrize("name", TASKS)
 def test_flops_are_those_of_a_real_batch(name, policies, monkeypatch):
-    """torch counts neither grouped_mm nor the fused attention of CPUs: both take their plain form here."""
+    """torch counts neither grouped_mm nor the fused attention of CPUs: both take their plain form
+    here."""
     monkeypatch.setattr(experts, "grouped_mm_works", lambda *_: False)
     config = config_of(
         name,

@@ -78,7 +78,8 @@ def test_traffic_is_that_of_rings():
     assert step_traffic(config, task, Layout(gpus=1)) == {"process": 0, "machine": 0}
     assert step_traffic(config, task, Layout(gpus=4)) == {"process": 2 * size * 3 / 4, "machine": 0}
     assert {*step_traffic(config, task, Layout(gpus=4, machines=2)).values()} == {2 * size * 7 / 8}
-    # weights are gathered once, gradients scattered twice, and each process sums a quarter of them with the other machine
+    # weights are gathered once, gradients scattered twice, and each process sums a quarter of them
+    # with the other machine
     found = step_traffic(config, task, Layout(gpus=4, machines=2, shards=True))
     assert found == {"process": 3 * size * 3 / 4 + size / 4, "machine": size}
 

@@ -1,4 +1,5 @@
-"""Results on named data: kept in run folders, compared row by row; the cost of runs with those they started from."""
+"""Results on named data: kept in run folders, compared row by row; the cost of runs with those they
+started from."""
 
 import json
 import re

@@ -88,7 +88,8 @@ def test_validation_rows_without_labels_are_refused(val: str, message: str):
 
 
 def test_texts_that_are_cut_are_told():
-    """In a tokenizer that gives each letter a token, and one to the space before: with [CLS], n letters take n + 2."""
+    """In a tokenizer that gives each letter a token, and one to the space before: with [CLS], n
+    letters take n + 2."""
     tokenizer = Tokenizer.train(["abcdefgh"], 1)
     source = pairs(5)
     rows = [
@@ -172,7 +173,8 @@ def test_memory_grows_with_what_is_kept():
 
 
 def test_memory_of_shards_is_that_of_one_machine(monkeypatch):
-    """Of 8 processes in shards, machines of 4 have two copies of all weights; one to a machine, or uneven, share them all."""
+    """Of 8 processes in shards, machines of 4 have two copies of all weights; one to a machine, or
+    uneven, share them all."""
     config = with_train(batch_size=8, layout="shard", ema_decay=0.0)
     task, found = built(config), {}
     monkeypatch.setattr("eve_vl.run.startup_summary.processes.world_size", lambda: 8)
@@ -205,7 +207,8 @@ def test_what_is_learnt_must_not_change():
 
 
 def test_a_run_may_become_longer():
-    """Linear decay without warm-up: the rate at step 10 was to be 0 of 10 steps, and is half of the peak of 20."""
+    """Linear decay without warm-up: the rate at step 10 was to be 0 of 10 steps, and is half of the
+    peak of 20."""
     before, now = (
         with_train(lr=1e-3, steps=steps, warmup=0.0, schedule="linear") for steps in (10, 20)
     )

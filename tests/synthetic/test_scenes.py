@@ -1,4 +1,5 @@
-"""Generated scenes against slow twins: PIL draws the images again, a parser written here reads every caption."""
+"""Generated scenes against slow twins: PIL draws the images again, a parser written here reads
+every caption."""
 
 import dataclasses
 import math
@@ -196,7 +197,8 @@ def test_clutter_is_muted_and_colours_are_told_apart(split):
 
 
 def _drawn_by_pil(scene: Scene, image_size: int) -> np.ndarray:
-    """The image without clutter and slope, drawn `fine` times larger with hard edges and averaged down."""
+    """The image without clutter and slope, drawn `fine` times larger with hard edges and averaged
+    down."""
     fine = 12
     side = image_size * fine
     image = Image.new("RGB", (side, side), scene.background_rgb)
@@ -373,7 +375,8 @@ def _contexts(words: list[str], hidden: set[int], j: int) -> list[tuple]:
 
 
 def _is_true(scene: Scene, caption: str) -> bool:
-    """Read a caption word by word and look whether the scene is as it says, judging by coordinates alone."""
+    """Read a caption word by word and look whether the scene is as it says, judging by coordinates
+    alone."""
     if ". " in caption:
         return all(
             reads(scene, part.split())
@@ -482,7 +485,8 @@ def _lists_all(scene: Scene, parts: list[list[str]], order, gap: float = 0.0) ->
 
 
 def _fits(shape: Shape, words: list[str]) -> bool:
-    """Whether every word is true of the shape, and no part of its place is left out if a place is given."""
+    """Whether every word is true of the shape, and no part of its place is left out if a place is
+    given."""
     place = {
         ("top", "", "bottom")[_third(shape.center_y)],
         ("left", "", "right")[_third(shape.center_x)],
@@ -523,7 +527,8 @@ def _counts_all(scene: Scene, words: list[str]) -> bool:
 
 
 def _names_what_is_missing(scene: Scene, words: list[str]) -> bool:
-    """Whether the list says of every value that is there that it is, and of one or two others that they are not."""
+    """Whether the list says of every value that is there that it is, and of one or two others that
+    they are not."""
     pairs = list(zip(words[::2], words[1::2], strict=True))
     word, values = ("a", KINDS) if pairs[0][1] in KINDS else ("some", tuple(COLORS))
     shown = {shape.kind if word == "a" else shape.color for shape in scene.shapes}
@@ -555,7 +560,8 @@ def test_pairs_are_rows_of_pixels_and_captions():
     np.testing.assert_array_equal(row.image.pixels, render(scene, 40))
     assert row.captions == captions(scene)
     assert row.where == "scenes:test[3]"
-    assert len(list(rows)) == 7  # type: ignore[call-overload]  # the sequence protocol ends at IndexError
+    # type: ignore[call-overload]  # the sequence protocol ends at IndexError
+    assert len(list(rows)) == 7
     for index in (-1, 7):
         with pytest.raises(IndexError):
             rows[index]

@@ -145,7 +145,8 @@ def test_every_answer_and_kind_occurs(train_questions, train_statements, prefix)
 
 
 def test_no_question_is_answered_without_the_image(train_questions, prefix):
-    """The best constant answer to each wording, or to each template where a wording is new or rare."""
+    """The best constant answer to each wording, or to each template where a wording is new or
+    rare."""
     scored = [sample_question(f"{prefix}test", 0, i) for i in range(5000)]
     accuracy = _blind_accuracy(train_questions, scored, _question_views, lambda row: row.answer)
     bounds = {
@@ -211,7 +212,8 @@ def _blind_accuracy(
     views: Callable[[RowT], tuple[Hashable, ...]],
     truth: Callable[[RowT], Hashable],
 ) -> dict[str, float]:
-    """Accuracy by kind, and of all, of the commonest truth under the finest view seen at least 20 times."""
+    """Accuracy by kind, and of all, of the commonest truth under the finest view seen at least 20
+    times."""
     seen = defaultdict(Counter)
     for row in fitted:
         for view in views(row):

@@ -55,8 +55,8 @@ def dataset_of(config: Config) -> MaskedPairs:
 
 
 def batches_of(config: Config, sizes: Sequence[int] = (ROWS,)) -> list[PairBatch]:
-    """The rows in micro-batches; the third is another caption of the first one's image, the fourth says the same as the
-    second."""
+    """The rows in micro-batches; the third is another caption of the first one's image, the fourth
+    says the same as the second."""
     dataset = dataset_of(config)
     samples = [dataset[(0, 0, row)] for row in range(ROWS)]
     for row, sample in enumerate(samples):

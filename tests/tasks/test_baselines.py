@@ -136,7 +136,8 @@ def test_contrast_sees_unmasked_texts_and_whole_images():
 
 
 def matched(task: ContrastMatch, batch: PairBatch, monkeypatch) -> tuple[Tensor, Tensor, Tensor]:
-    """What the matching loss was given: image and text of each pair, by row of the batch, and its labels."""
+    """What the matching loss was given: image and text of each pair, by row of the batch, and its
+    labels."""
     image = task.encoder.image(batch.pixels()).x_BND
     text = task.encoder.text(batch.ids_BT, batch.is_padding_BT).x_BND
 

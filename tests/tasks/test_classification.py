@@ -340,7 +340,8 @@ def test_predictions_are_json_lines(several):
 
 
 def test_json_lines_follow_the_rows_of_all_sources():
-    """Two files of one name with eleven rows each: sorted by name, row 10 would come before row 2, and files would mix."""
+    """Two files of one name with eleven rows each: sorted by name, row 10 would come before row 2,
+    and files would mix."""
     task, sources = build(config_of()), [rows(11), rows(11)]
     evaluator, batches = ClassificationEvaluator(task), []
     dataset = evaluator.dataset(sources, task.config, TOKENIZER)

@@ -63,7 +63,8 @@ def test_the_step_is_that_of_the_whole_batch(name, num_micro_batches):
 
 
 def test_with_dropout_the_second_look_is_the_first(monkeypatch):
-    """The gradient is by the features of the first pass, so it is right only if the second has the same."""
+    """The gradient is by the features of the first pass, so it is right only if the second has the
+    same."""
     config = tiny.config_of("retrieval_itc")
     config = replace(config, model=replace(config.model, dropout=0.3, drop_path=0.3))
     task: Any = tiny.build(config).train()

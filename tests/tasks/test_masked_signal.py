@@ -87,7 +87,8 @@ def test_pixels_are_normalised_to_plus_minus_one():
 
 @torch.no_grad()
 def test_hidden_tokens_show_mask_their_own_or_another_word_in_training_alone():
-    """Of 0.6 that show a word, half show their own; what is not hidden stays, and evaluation always shows [MASK]."""
+    """Of 0.6 that show a word, half show their own; what is not hidden stays, and evaluation always
+    shows [MASK]."""
     task = build(tiny_config(task={"mask_replace_prob": 0.6}))
     batch = batch_of(samples([200] * 40))  # one token in 27 is shown another that is the same
     is_masked = batch.is_masked_BT

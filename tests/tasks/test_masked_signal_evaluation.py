@@ -133,7 +133,8 @@ def test_evaluation_numbers_equal_a_slow_loop(normalize):
 def slow_guesses(
     patches_PX: np.ndarray, keep: Sequence[int], position: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One RGB colour for a hidden patch: mean of visible neighbours, or of all visible patches; and the latter."""
+    """One RGB colour for a hidden patch: mean of visible neighbours, or of all visible patches; and
+    the latter."""
     side = math.isqrt(len(patches_PX))
     pixels = patches_PX.reshape(len(patches_PX), 3, -1)
     whole = np.mean([pixels[p].mean(1) for p in keep], axis=0)

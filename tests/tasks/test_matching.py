@@ -55,8 +55,8 @@ def logits_of(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
 @torch.no_grad()
 @pytest.mark.parametrize("itc_weight", [0.0, 1.0])
 def test_ranking_is_the_cross_entropy_of_the_own_text_among_drawn_ones(itc_weight, monkeypatch):
-    """Rows 0 and 2 show one image, so that neither text is wrong for it: with five texts of six a row may draw it, but not
-    count it."""
+    """Rows 0 and 2 show one image, so that neither text is wrong for it: with five texts of six a
+    row may draw it, but not count it."""
     task = build(alone(itm_loss="ranking", ranking_candidates=4, itc_weight=itc_weight))
     batch, draws = caption_batch(task), torch.rand(6, 6)
     draws[0, [1, 3, 4, 5]] = torch.tensor([0.9, 0.1, 0.8, 0.2])

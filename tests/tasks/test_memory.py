@@ -51,7 +51,8 @@ def test_the_loss_is_that_of_a_loop_over_this_step_and_the_remembered_ones():
     temperature = task.contrast.features.temperature.item()
 
     def as_now(side: int, past: int, now: int) -> Tensor:
-        """Features of a past step with mean and deviation of the present one, dimension by dimension."""
+        """Features of a past step with mean and deviation of the present one, dimension by
+        dimension."""
         then, here = (features[step][side].tolist() for step in (past, now))
         columns = []
         for x, y in zip(zip(*then, strict=True), zip(*here, strict=True), strict=True):

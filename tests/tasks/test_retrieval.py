@@ -184,7 +184,8 @@ def test_a_batch_of_one_image_has_only_matches():
 
 @torch.no_grad()
 def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
-    """One owner: the baselines of masked signal modelling pre-train with what retrieval is fine-tuned with."""
+    """One owner: the baselines of masked signal modelling pre-train with what retrieval is
+    fine-tuned with."""
     monkeypatch.setattr(
         objectives, "hard_negatives", lambda similarity, *_: torch.arange(len(similarity)).roll(1)
     )
@@ -213,8 +214,8 @@ def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
 def naive_search(
     task: Retrieval, dataset: SearchSet, k: int
 ) -> tuple[list[Any], list[Any], set[tuple[int, int]]]:
-    """Hits at 1, 5 and 10 of each image and of each caption, query after query, and the pairs of image and words that were
-    compared."""
+    """Hits at 1, 5 and 10 of each image and of each caption, query after query, and the pairs of
+    image and words that were compared."""
     pixels = [
         dataset[(0, 0, index)].image[None].float() / 127.5 - 1
         for index in range(len(dataset.images))
@@ -286,7 +287,8 @@ def recall_table(by_image: list[list[float]], by_text: list[list[float]]) -> dic
 @pytest.mark.parametrize("captions_per_image", [0, 1])
 @pytest.mark.parametrize(("merge", "by"), [(False, "match"), (True, "sum")])
 def test_search_equals_a_naive_one(k, captions_per_image, merge, by):
-    """With several texts of an image, texts of several images, and more to re-rank than there is."""
+    """With several texts of an image, texts of several images, and more to re-rank than there
+    is."""
     pooling = "mean" if merge else "cls"
     searched = {
         "captions_per_image": captions_per_image,
@@ -404,7 +406,8 @@ def test_each_image_and_each_text_is_encoded_once_for_the_index():
 
 @torch.no_grad()
 def test_a_query_without_a_match_is_left_out():
-    """Scenes may be described by a text that is searched among elsewhere; here an image whose only text is cut away."""
+    """Scenes may be described by a text that is searched among elsewhere; here an image whose only
+    text is cut away."""
     rows = [replace(pairs(3)[row], captions=(f"text {row}",)) for row in range(3)]
     task = build(config_of("retrieval"))
     assert isinstance(task, Retrieval)
@@ -470,7 +473,8 @@ def test_people_are_told_where_the_matching_head_spoils_the_search():
 
 
 def scored_index(num: int) -> tuple[Gallery, Tensor]:
-    """Images with a caption each by chance, neither alike: contrast finds a third first; with what it makes of each pair."""
+    """Images with a caption each by chance, neither alike: contrast finds a third first; with what
+    it makes of each pair."""
     image_Id = torch.nn.functional.normalize(torch.randn(num, 8), dim=1)
     text_Nd = torch.nn.functional.normalize(image_Id + 0.4 * torch.randn(num, 8), dim=1)
     rows = torch.arange(num)
@@ -499,7 +503,8 @@ def shares_of_queries(similarity: Tensor, score: Tensor, k: int) -> list[float]:
 
 
 def least_gain(shares: list[float], before: list[float]) -> float:
-    """The lower end of Student's 95 % interval of what images gain with their captions, one more and one less won."""
+    """The lower end of Student's 95 % interval of what images gain with their captions, one more
+    and one less won."""
     num = len(shares) // 2
     gains = [
         num * (shares[i] + shares[num + i] - before[i] - before[num + i]) for i in range(num)
@@ -508,7 +513,8 @@ def least_gain(shares: list[float], before: list[float]) -> float:
     return statistics.mean(gains) - quantile * statistics.stdev(gains) / math.sqrt(len(gains))
 
 
-HEADS = {  # what a matching head makes of pairs, given which are true, how alike contrast finds them and noise
+# what a matching head makes of pairs, given which are true, how alike contrast finds them and noise
+HEADS = {
     "oracle": (lambda true, similarity, noise: true, 16),
     "bad": (lambda true, similarity, noise: noise, 0),
     "worst": (lambda true, similarity, noise: -true, 0),
@@ -656,7 +662,8 @@ def test_classes_false_texts_and_merged_words_equal_loops(rerank):
     ],
 )
 def test_false_texts_that_words_alone_give_away_show_nothing(sees, says):
-    """Each image has a text of its own and a false one; three in four own ones score more beside any image."""
+    """Each image has a text of its own and a false one; three in four own ones score more beside
+    any image."""
     task, num = retrieval(rerank=0), 200
     own = sees * torch.eye(num) + (torch.arange(num) % 4 > 0)
     index = replace(
@@ -671,7 +678,8 @@ def test_false_texts_that_words_alone_give_away_show_nothing(sees, says):
 
 @torch.no_grad()
 def test_queries_by_tag_equal_a_slow_loop():
-    """The share of the first five hits whose captions have the tag, over all tags, next to the share of all images."""
+    """The share of the first five hits whose captions have the tag, over all tags, next to the
+    share of all images."""
     colors, kinds = (
         ("red", "dark blue", "green", "white"),
         ("circle", "square", "ring", "cross", "star"),

@@ -1,4 +1,5 @@
-"""Contrast and negatives by slices of rows: equal to autograd over whole matrices, in a fraction of their memory."""
+"""Contrast and negatives by slices of rows: equal to autograd over whole matrices, in a fraction of
+their memory."""
 
 import importlib
 import sys

@@ -315,7 +315,8 @@ def test_a_twin_with_other_settings_shares_the_weights():
 
 
 def test_weights_of_other_labels_are_of_no_use():
-    """All but the layer whose rows stand for answers comes along, even where its shape would fit."""
+    """All but the layer whose rows stand for answers comes along, even where its shape would
+    fit."""
     task = vqa_task()
     tensors = task.state_dict()
     assert task.init_weights_from(tensors, ANSWER_LIST).keys() == tensors.keys()

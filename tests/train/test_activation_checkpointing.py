@@ -85,7 +85,8 @@ def assert_equal(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 
 @pytest.mark.filterwarnings("ignore")  # of torch about its own tracing
 def test_compiled_blocks_give_the_same_gradients(monkeypatch):
-    """What is traced is run as it is: making C++ of it takes a minute. Experts are left out of what is traced."""
+    """What is traced is run as it is: making C++ of it takes a minute. Experts are left out of what
+    is traced."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     monkeypatch.setenv("CXX", sys.executable)  # any program
     config = config_of("nlvr2_compare", model={"depth": 1, "num_deep_blocks": 1})

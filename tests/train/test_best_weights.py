@@ -108,7 +108,8 @@ def test_best_later_than_the_resumed_checkpoint_is_chosen_again(tmp_path: Path):
 
 @pytest.mark.parametrize("step", [4, 8])
 def test_interrupted_validation_is_repeated_after_resume(tmp_path: Path, step: int):
-    """Killed between saving and validating: at the end of the run nothing else would look at the last weights."""
+    """Killed between saving and validating: at the end of the run nothing else would look at the
+    last weights."""
 
     class Killed(Exception):  # noqa: N818
         pass
@@ -169,7 +170,8 @@ ROWS = {
     0.4: [0.0, 0.0, *ALTERNATING[2:]],
     0.91: [1.0] * 40,
 }
-"""Scores per row by the main metric: those of 0.9 are better than those of 0.5 beyond chance, those of 0.55 are not."""
+"""Scores per row by the main metric: those of 0.9 are better than those of 0.5 beyond chance, those
+of 0.55 are not."""
 
 
 def guess_with_rows(scores: Sequence[float]) -> Guess:
@@ -220,7 +222,8 @@ def test_earlier_step_is_best_only_if_better_beyond_chance(
 
 @pytest.mark.parametrize(("killed_at", "lost"), [(4, ()), (8, ()), (8, (8, 6))])
 def test_killed_run_makes_the_same_choice(tmp_path: Path, killed_at: int, lost: tuple[int, ...]):
-    """Killed before a validation; `lost` checkpoints make it resume from one before best/ was written."""
+    """Killed before a validation; `lost` checkpoints make it resume from one before best/ was
+    written."""
     # at step 6 the last takes the place of step 4, which returns at step 8
     scores = (0.9, 0.91, 0.9, 0.4)
     whole = tmp_path / "whole"

@@ -1,4 +1,5 @@
-"""Checkpoints of several processes: shares, background, another number of processes, torch's own format, a full disk."""
+"""Checkpoints of several processes: shares, background, another number of processes, torch's own
+format, a full disk."""
 
 import resource
 import threading
@@ -188,7 +189,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_shares_of_four_processes_load_in_two_and_in_one_with_the_same_bits(folder: Path):
-    """From shards of any axis into shards of any other, and from files of an earlier version or of torch."""
+    """From shards of any axis into shards of any other, and from files of an earlier version or of
+    torch."""
     assert run_in_processes(2, load_all, folder) == ["[]", "[]"]
     assert load_all(folder) == "[]"
 

@@ -52,7 +52,8 @@ def test_group_has_a_time_limit_and_the_gpu_of_its_process(name, device_id, back
 def test_gradients_wait_for_the_last_micro_batch_unless_parameters_may_be_unused(
     group_of_one, may_be_unused
 ):
-    """DDP averages none of a parameter that the last pass leaves out: after earlier passes, processes would drift apart."""
+    """DDP averages none of a parameter that the last pass leaves out: after earlier passes,
+    processes would drift apart."""
     model = DistributedDataParallel(torch.nn.Linear(2, 1), find_unused_parameters=may_be_unused)
     with without_gradient_averaging(model):
         assert model.require_backward_grad_sync == may_be_unused

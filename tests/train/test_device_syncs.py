@@ -1,6 +1,7 @@
 """A training step waits for the device in listed places only.
 
-Found without a GPU: what would copy from the device there, or size a tensor by the values of another, is met here too.
+Found without a GPU: what would copy from the device there, or size a tensor by the values of
+another, is met here too.
 """
 
 import sys
@@ -44,7 +45,8 @@ READS = {
 READS |= {ATEN._linalg_svd, ATEN._linalg_eigh}  # which look whether they have converged
 INDEXES = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._index_put_impl_}
 DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}
-# Where steps wait or, on a CPU alone, look as if they did, and why. This list may only become shorter.
+# Where steps wait or, on a CPU alone, look as if they did, and why. This list may only become
+# shorter.
 WAITING = {
     "train/finite_check.py:finish": "reads whether the step before was finite, which a GPU has worked out by then",
     "model/packing.py:_num_texts": "counts padding on a CPU alone; a GPU computes padding whose number is not known",
@@ -52,7 +54,8 @@ WAITING = {
     "tasks/contrast/global_negatives.py:_batch_of": "waits for the lengths of texts from other micro-batches or processes",
     "objectives.py:singular_values": "decomposes the similarities of a step (MedFLIP)",
 }
-WAITING_IN_FLOAT32 = "model/experts.py:grouped_linear"  # for how many rows each expert has: on a GPU grouped_mm is for bfloat16 alone
+# for how many rows each expert has: on a GPU grouped_mm is for bfloat16 alone
+WAITING_IN_FLOAT32 = "model/experts.py:grouped_linear"
 
 
 def waits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -170,7 +173,8 @@ RUNS: dict[str, Config] = {
 
 
 def step_of(config: Config, run: Path) -> Callable[[], object]:
-    """A step of two micro-batches that begins on the device and leaves everything there, as on a GPU."""
+    """A step of two micro-batches that begins on the device and leaves everything there, as on a
+    GPU."""
     if config.task.name == "classification":
         task, batch = labelled.build(config), labelled.batch_of(config, 6)
     elif config.task.is_pretraining:

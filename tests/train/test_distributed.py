@@ -1,4 +1,5 @@
-"""Two gloo processes under torchrun train, evaluate and resume as one process does, and are equal at all times."""
+"""Two gloo processes under torchrun train, evaluate and resume as one process does, and are equal
+at all times."""
 
 import json
 import signal
@@ -34,7 +35,8 @@ RANKS = range(WORLD)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What two_process_runs.py wrote before one of its processes was killed, and after both had been started again."""
+    """What two_process_runs.py wrote before one of its processes was killed, and after both had
+    been started again."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "run").mkdir()
     stderr = torchrun(folder)
@@ -207,7 +209,8 @@ def test_step_of_two_processes_has_the_gradients_of_one(step, results):
 
 @pytest.mark.parametrize("routing", ["dropless", "reference-dropless"])
 def test_experts_can_be_split_over_processes_that_exchange_rows(routing, results):
-    """`Experts` is a module of its own so that another one can replace it (tests/helpers/shared_experts.py)."""
+    """`Experts` is a module of its own so that another one can replace it
+    (tests/helpers/shared_experts.py)."""
     for process in results:
         whole = process.part(f"experts.{routing}.whole.")
         alone = process.part(f"experts.{routing}.alone.")

@@ -17,7 +17,8 @@ from eve_vl.train import environment
 from eve_vl.utils.cores import core_seconds
 
 CPU = torch.device("cpu")
-TICKS = 0.02  # the system counts user and system time of processes that have ended in hundredths of seconds
+# the system counts user and system time of processes that have ended in hundredths of seconds
+TICKS = 0.02
 
 
 def test_each_start_adds_an_entry(tmp_path: Path, monkeypatch):

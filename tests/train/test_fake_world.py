@@ -1,4 +1,5 @@
-"""One process of 512: shards are not padded, and all ranks make the same exchanges, those of the formula."""
+"""One process of 512: shards are not padded, and all ranks make the same exchanges, those of the
+formula."""
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""Non-finite losses and gradients stop a run before they reach the weights, also if the host reads them a step later."""
+"""Non-finite losses and gradients stop a run before they reach the weights, also if the host reads
+them a step later."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace

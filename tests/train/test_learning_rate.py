@@ -80,7 +80,8 @@ def test_pattern_without_a_match_is_reported_with_the_nearest_name():
 
 
 def test_layer_decay_is_that_of_beit():
-    """Layer 0 is what comes before the blocks, these are 1 to L, the rest is L + 1; rate^(L + 1 - layer)."""
+    """Layer 0 is what comes before the blocks, these are 1 to L, the rest is L + 1; rate^(L + 1 -
+    layer)."""
     num_blocks = 3  # of tiny_config
     config = replace(CONFIG, lr_multipliers=layer_decay(num_blocks, 0.7))
     scales = lr_scales(parameter_names(), config, new=())

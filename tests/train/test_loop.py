@@ -78,7 +78,8 @@ def test_failed_validation_saves_a_checkpoint_first(tmp_path: Path):
 
 
 def test_checkpoint_is_in_place_before_its_validation_begins(tmp_path: Path, monkeypatch):
-    """A kill during validation would lose it otherwise; here a thread writes it slowly, as with a GPU."""
+    """A kill during validation would lose it otherwise; here a thread writes it slowly, as with a
+    GPU."""
     run = tmp_path / "run"
     write_files = checkpoint_writer.write_files
     checkpoints_at_validation = []

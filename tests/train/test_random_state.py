@@ -15,7 +15,8 @@ def draw() -> list[float]:
 
 @pytest.mark.parametrize("num_gauss", [0, 1])
 def test_restored_generators_draw_the_same_numbers(num_gauss):
-    """Python's makes two normal numbers at once and keeps one; NumPy's is in the midst of its keys."""
+    """Python's makes two normal numbers at once and keeps one; NumPy's is in the midst of its
+    keys."""
     random.seed(1)
     np.random.rand(7)
     for _ in range(num_gauss):

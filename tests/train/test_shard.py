@@ -15,7 +15,8 @@ from helpers.shard_worlds import IN_WORLD, RUNS, STEPS_OF, fit, four, in_world, 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What two and four processes wrote; they begin again once if gloo's connection between them breaks."""
+    """What two and four processes wrote; they begin again once if gloo's connection between them
+    breaks."""
     for is_last in (False, True):
         folder = tmp_path_factory.mktemp("shard")
         try:

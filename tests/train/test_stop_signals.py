@@ -1,4 +1,5 @@
-"""SIGINT, SIGTERM and SIGHUP stop a run after a checkpoint, and a resumed run equals an uninterrupted one."""
+"""SIGINT, SIGTERM and SIGHUP stop a run after a checkpoint, and a resumed run equals an
+uninterrupted one."""
 
 import os
 import signal

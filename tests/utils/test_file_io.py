@@ -169,7 +169,8 @@ def test_permissions_are_those_of_the_umask(tmp_path: Path):
 
 
 def test_write_error_is_one_line_that_names_the_path(tmp_path: Path):
-    """Not about the temporary one; of errors without a reason of the system's, their own words; bugs stay bugs."""
+    """Not about the temporary one; of errors without a reason of the system's, their own words;
+    bugs stay bugs."""
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "page.html"
     with pytest.raises(UserError) as caught, reporting_write_errors(path, advice="; go elsewhere"):

@@ -6,11 +6,11 @@ little: most of them are colours, kinds, sizes, places and counts, sampled indep
 captions speak as questions and statements do ("the image contains a red circle", "there are two
 stars"), because a model that will answer questions should have read these words.
 
-A caption is complete in what it lists: "red circle top left" means that nothing else is there. Hence
-a caption is true of a scene exactly if it is one of `all_captions` of that scene.
+A caption is complete in what it lists: "red circle top left" means that nothing else is there.
+Hence a caption is true of a scene exactly if it is one of `all_captions` of that scene.
 
-Captions of hard scenes have two sentences. The first counts all shapes, or lists those of one row or
-column. The second names the cell of a shape, or relates two adjacent shapes.
+Captions of hard scenes have two sentences. The first counts all shapes, or lists those of one row
+or column. The second names the cell of a shape, or relates two adjacent shapes.
 """
 
 from collections import Counter

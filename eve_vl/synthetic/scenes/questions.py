@@ -1,10 +1,11 @@
 """Questions about scenes.
 
 For every wording of a question the answer is sampled evenly from those that are plausible, so that
-none can be guessed without the image: yes or no, zero to four, a colour, a kind, a size, a direction.
+none can be guessed without the image: yes or no, zero to four, a colour, a kind, a size, a
+direction.
 
-Hard splits ask the same and more: how many shapes have both a kind and a colour while others have one
-of them, and which shape is adjacent to another.
+Hard splits ask the same and more: how many shapes have both a kind and a colour while others have
+one of them, and which shape is adjacent to another.
 """
 
 from collections.abc import Callable, Sequence

@@ -114,8 +114,8 @@ def compose(
 def compose_draft(rng: Random, split: str, draft: Draft) -> Scene:
     """Sample a scene that satisfies the draft and the rules of its split.
 
-    Callers draw the answer first and the scene after it, so that no wording makes one answer likelier
-    than another.
+    Callers draw the answer first and the scene after it, so that no wording makes one answer
+    likelier than another.
     """
     world = WORLDS[split]
     looks = _looks_of_draft(rng, split, draft)

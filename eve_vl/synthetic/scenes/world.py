@@ -1,11 +1,11 @@
 """The world of scenes: which shapes, colours, sizes and places there are, and what a scene is.
 
-Positions and sizes are fractions of the canvas, y grows downwards. Shapes stand in distinct cells of
-a square grid with some jitter, so that "left of", "above" and the names of cells always hold by a
-clear margin, and no two shapes hide one another.
+Positions and sizes are fractions of the canvas, y grows downwards. Shapes stand in distinct cells
+of a square grid with some jitter, so that "left of", "above" and the names of cells always hold by
+a clear margin, and no two shapes hide one another.
 
-There are two worlds. EASY shows one to four shapes in 3 × 3 cells. HARD shows three to eight in
-4 × 4 cells, of more kinds and colours. At 64 pixels the shapes of HARD are 10 or 15 pixels wide.
+There are two worlds. EASY shows one to four shapes in 3 × 3 cells. HARD shows three to eight in 4 ×
+4 cells, of more kinds and colours. At 64 pixels the shapes of HARD are 10 or 15 pixels wide.
 """
 
 from dataclasses import replace
@@ -43,8 +43,8 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 Pair = tuple[str, str]
 """Kind and colour."""
 HELD_OUT: tuple[Pair, ...] = tuple((KINDS[i % len(KINDS)], color) for i, color in enumerate(COLORS))
-"""Pairs that training never shows, one per colour and one or two per kind: it has all words, but not
-these combinations."""
+"""Pairs that training never shows, one per colour and one or two per kind: it has all words, but
+not these combinations."""
 
 
 def _seen_pairs(kinds: tuple[str, ...], colors: tuple[str, ...]) -> tuple[Pair, ...]:

@@ -1,9 +1,9 @@
 """Recipes of VLMo (Bao et al. 2022, arXiv 2111.02358).
 
-VLMo is EVE's encoder with a network for pairs in the top blocks and relative positions. It trains in
-three stages, each the --init of the next: images; texts with frozen attention; pairs with ITC, ITM
-and MLM. The paper's first stage is a published BEiT, which also learnt from labels; ours reconstructs
-pixels.
+VLMo is EVE's encoder with a network for pairs in the top blocks and relative positions. It trains
+in three stages, each the --init of the next: images; texts with frozen attention; pairs with ITC,
+ITM and MLM. The paper's first stage is a published BEiT, which also learnt from labels; ours
+reconstructs pixels.
 """
 
 from dataclasses import replace

@@ -33,8 +33,8 @@ class RelativePositions(nn.Module):
     | R + 2 … R + 2T - 2 | word to word: key - query + T - 2 |
     | R + 2T - 1, R + 2T, R + 2T + 1 | text's [CLS] to word, word to [CLS], [CLS] to itself |
 
-    Shorter texts use the rows in the middle. The table's parts are separate parameters, whose shapes
-    tell the sizes.
+    Shorter texts use the rows in the middle. The table's parts are separate parameters, whose
+    shapes tell the sizes.
     """
 
     def __init__(self, config: VlmoModelConfig, sizes: InputConfig):
@@ -144,8 +144,8 @@ def _with_cls(row_BKK: Tensor, first: int) -> Tensor:
 def resize_distances(bias_SX: Tensor, side: int) -> Tensor:
     """Resize biases by distance to `side` patches per side: ((2·side - 1)², X).
 
-    As in BEiT: the old distances spread over the new range in steps that grow by one factor, so near
-    ones stay in place. Cubic splines interpolate along rows, then along columns.
+    As in BEiT: the old distances spread over the new range in steps that grow by one factor, so
+    near ones stay in place. Cubic splines interpolate along rows, then along columns.
     """
     num_old = round(len(bias_SX) ** 0.5)
     num_new = 2 * side - 1
@@ -176,7 +176,8 @@ def geometric_places(count: int, reach: float) -> np.ndarray:
 def spline(place_S: np.ndarray, target_M: np.ndarray) -> np.ndarray:
     """Return the weights (M, S) of the values at some places for values at target places.
 
-    They are those of a not-a-knot cubic spline. Beyond the last places the spline keeps their values.
+    They are those of a not-a-knot cubic spline. Beyond the last places the spline keeps their
+    values.
     """
     scale = np.abs(place_S).max()
     place_S = place_S / scale

@@ -72,7 +72,8 @@ class ClassificationPredictor(Predictor):
     def explain(self, request: Explain) -> Heatmap:
         """Return where in the image the run finds evidence for a label.
 
-        In a run that reads images only, the image's [CLS] attends, by default in the last block, after which the head reads it.
+        In a run that reads images only, the image's [CLS] attends, by default in the last block,
+        after which the head reads it.
         """
         if self.task.settings.inputs == "both":
             return super().explain(request)

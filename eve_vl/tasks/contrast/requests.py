@@ -12,8 +12,9 @@ from eve_vl.predict.requests import Request
 class Match(Request):
     """Tell how likely an image and a text belong together: eve match RUN IMAGE "TEXT".
 
-    Lists of n images and m texts give float32 (n, m). The value compares pairs; it is no calibrated probability. Two of three
-    training pairs were wrong and hard to tell from true ones, and a run with task.itm_loss learned to rank only.
+    Lists of n images and m texts give float32 (n, m). The value compares pairs; it is no calibrated
+    probability. Two of three training pairs were wrong and hard to tell from true ones, and a run
+    with task.itm_loss learned to rank only.
     """
 
     name, key, title = "match", "probability", "Match"
@@ -32,8 +33,9 @@ class Match(Request):
 class ZeroShot(Request):
     """Classify an image by captions: eve zero-shot RUN IMAGE PROMPTS.json.
 
-    Nothing is trained for the classes. Returns the best classes, best first. Scores are cosines of features, or log-odds of a
-    match where the run has a matching head only. Several images are answered row by row.
+    Nothing is trained for the classes. Returns the best classes, best first. Scores are cosines of
+    features, or log-odds of a match where the run has a matching head only. Several images are
+    answered row by row.
     """
 
     name, key, title, by_rows = "zero_shot", "classes", "Compare labels", True
@@ -43,7 +45,8 @@ class ZeroShot(Request):
     image: Positional[Images]
     """Image."""
     prompts: Positional[Prompts]
-    """Prompts of each class: {"class": ["text", …], …}, or a JSON file of them, or `phantoms` (built in)."""
+    """Prompts of each class: {"class": ["text", …], …}, or a JSON file of them, or `phantoms`
+    (built in)."""
     by: Literal["mean", "max"] = "mean"
     """Whether a class scores the mean or the maximum of its prompts."""
     top: int = 5

@@ -170,7 +170,8 @@ class RetrievalReport(TaskReport):
 def chance_recall(k: int, num_candidates: int, matches: Collection[int]) -> float:
     """Return the expected recall at k of a random order.
 
-    matches: number of true matches m of each query. Mean over the queries of 1 - C(n - m, k) / C(n, k).
+    matches: number of true matches m of each query. Mean over the queries of 1 - C(n - m, k) / C(n,
+    k).
     """
     n = num_candidates
     missed = (math.prod(max(n - m - i, 0) / (n - i) for i in range(min(k, n))) for m in matches)
@@ -187,7 +188,8 @@ def best_candidates(
 ) -> Tensor:
     """Return each query's best images or captions, int64 (Q, K).
 
-    Ranked by contrast; the first num_reranked are then re-ranked by the matching head (task.rerank_by).
+    Ranked by contrast; the first num_reranked are then re-ranked by the matching head
+    (task.rerank_by).
     """
     query_Q, sides = torch.tensor(queries), (gallery.image_Id, gallery.caption_Td)
     asking_d, candidate_Cd = reversed(sides) if by_text else sides

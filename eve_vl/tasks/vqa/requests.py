@@ -12,8 +12,8 @@ from eve_vl.predict.requests import Request
 class Answer(Request):
     """Answer a question about an image: eve answer RUN IMAGE "QUESTION".
 
-    Returns the best answers of the run's list, best first, each with its probability of being right. Several answers may be
-    right. Lists of images and questions are answered row by row.
+    Returns the best answers of the run's list, best first, each with its probability of being
+    right. Several answers may be right. Lists of images and questions are answered row by row.
     """
 
     name, key, title, by_rows = "answer", "answers", "Ask", True

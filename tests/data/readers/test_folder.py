@@ -13,7 +13,8 @@ from helpers.source_files import assert_refused, values_of
 
 
 def test_captions_lie_next_to_the_images(root: Path):
-    """Names are in order; hidden folders are left out, a link to the folder is not followed twice."""
+    """Names are in order; hidden folders are left out, a link to the folder is not followed
+    twice."""
     folder = root / "images"
     for name, form in ((".hidden/x.png", "PNG"), ("b/LAST.JPG", "JPEG")):
         (folder / name).parent.mkdir()

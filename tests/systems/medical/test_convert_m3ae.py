@@ -97,7 +97,8 @@ def shapes_of(
     texts: int = 16,
     decoder: int = 16,
 ) -> Shapes:
-    """The names and shapes of a checkpoint, as the code of zhjohnchan/M3AE builds them with clip16 and text_roberta."""
+    """The names and shapes of a checkpoint, as the code of zhjohnchan/M3AE builds them with clip16
+    and text_roberta."""
     found = Shapes()
     clip, visual, roberta = "vision_encoder", "vision_encoder.visual", "language_encoder"
     found |= {
@@ -130,7 +131,8 @@ def shapes_of(
 
 
 def checkpoint(head: str) -> dict[str, Tensor]:
-    """A tiny one, of weights that are nowhere 0 or 1; embeddings that are small, so that the norm's eps counts."""
+    """A tiny one, of weights that are nowhere 0 or 1; embeddings that are small, so that the norm's
+    eps counts."""
     torch.manual_seed(len(head))
     tensors: dict[str, Tensor] = {}
     for name, shape in shapes_of(head).items():
@@ -245,7 +247,8 @@ class Slow:
         return self.norm(x_PD, f"{of}.ln_post", 1e-5)
 
     def pair(self, ids_T: Tensor, pixels_CHW: Tensor) -> tuple[Tensor, Tensor]:
-        """States of the text and of the image, each of which sees the other as it was before the layer."""
+        """States of the text and of the image, each of which sees the other as it was before the
+        layer."""
         text, image = self.tensors["modality_type_embeddings.weight"]
         x_TD = self.linear(self.text(ids_T), "multi_modal_language_proj") + text
         y_PD = self.linear(self.image(pixels_CHW), "multi_modal_vision_proj") + image

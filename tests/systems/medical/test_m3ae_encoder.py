@@ -155,7 +155,8 @@ def test_dropped_patches_are_as_if_there_were_none():
 
 
 def pixel_states(tap: int, task: MaskedSignalTask, wrong: bool = False) -> Tensor:
-    """What M3AE's pass of masked pixels predicts, (1, 12, 48), with the right caption or another."""
+    """What M3AE's pass of masked pixels predicts, (1, 12, 48), with the right caption or
+    another."""
     pixels, ids = torch.linspace(-1, 1, 768).view(1, 3, 16, 16), torch.tensor([[1, 7, 8, 9]])
     order = torch.arange(16).view(1, 16)
     text = task.encoder.text(ids + 20 * wrong, None)
@@ -186,7 +187,8 @@ def test_words_reach_pixels_through_co_attention_below_the_tap_alone(tap):
 
 
 def test_the_recipe_has_the_published_sizes():
-    """Section 3.1: eleven blocks for images, twelve for texts, 2 × 6 layers of about 9.45M parameters, 113M in all."""
+    """Section 3.1: eleven blocks for images, twelve for texts, 2 × 6 layers of about 9.45M
+    parameters, 113M in all."""
     with torch.device("meta"):
         task = build_untrained(get_recipe("m3ae_base"), Sizes(vocab_size=50_265))
     count = lambda module: sum(parameter.numel() for parameter in module.parameters())  # noqa: E731

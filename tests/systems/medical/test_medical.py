@@ -1,4 +1,5 @@
-"""Medical layouts: files written by hand as their publishers write them, and phantoms written, read and compared row by row."""
+"""Medical layouts: files written by hand as their publishers write them, and phantoms written, read
+and compared row by row."""
 
 import json
 import re

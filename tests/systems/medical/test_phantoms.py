@@ -162,7 +162,8 @@ def test_every_finding_can_be_seen(image_size):
 
 
 def test_an_oracle_reads_everything_from_the_drawing():
-    """It knows who was taken and how, and looks for findings: whichever explains most of the drawing comes first."""
+    """It knows who was taken and how, and looks for findings: whichever explains most of the
+    drawing comes first."""
     for row in phantoms("val", 9):
         assert _found(draw(row, 64), row) == {
             (finding.kind, finding.variant) for finding in row.findings
@@ -170,7 +171,8 @@ def test_an_oracle_reads_everything_from_the_drawing():
 
 
 def test_noise_leaves_the_ceiling_at_one():
-    """Whether a finding is there, told from pixels with noise by a threshold half way along the change that it makes."""
+    """Whether a finding is there, told from pixels with noise by a threshold half way along the
+    change that it makes."""
     right = []
     for row in phantoms("val", 60):
         for finding in row.findings:
@@ -255,7 +257,8 @@ PHRASE = re.compile(
 
 
 def _claims(report: str) -> list[tuple[int, str, tuple[str, str, str], str]]:
-    """State, kind, (side, zone, grade) and name of everything that a report mentions before its impression."""
+    """State, kind, (side, zone, grade) and name of everything that a report mentions before its
+    impression."""
     claims = []
     for sentence in report.partition("impression :")[0].split(" . "):
         state = 0 if sentence.startswith("no ") else 1 if sentence.startswith("there is ") else -1
@@ -325,7 +328,8 @@ def test_reports_are_true_and_distractors_are_not(split):
 
 
 def test_words_do_not_tell_true_reports_from_distractors():
-    """Neither length nor how usual a report is, of all or per word, by how often words and pairs of words are in others."""
+    """Neither length nor how usual a report is, of all or per word, by how often words and pairs of
+    words are in others."""
     rows, words, pairs = PhantomPairs(split="test"), Counter(), Counter()
     for index in range(2000):
         told = ["", *PhantomPairs().report(index).text.split(), ""]

@@ -88,7 +88,8 @@ def test_hidden_patches_and_hidden_tokens_start_as_the_same_word():
 
 
 def test_a_third_of_the_rows_hides_each_thing_with_exact_counts():
-    """What is not hidden is shown whole: beside most of an image hidden all words, beside most words hidden all patches."""
+    """What is not hidden is shown whole: beside most of an image hidden all words, beside most
+    words hidden all patches."""
     rows = mlim_rows(mlim_config(), count=240)
     shares = {"image": (0.8, 0.0), "text": (0.0, 0.8), "both": (0.15, 0.15)}
     found = Counter()
@@ -157,7 +158,8 @@ def test_losses_are_those_of_rows_one_by_one():
 
 
 def test_two_micro_batches_are_one_batch():
-    """Masked tokens and patches are counted over the whole step; where no token is hidden there is no loss of them."""
+    """Masked tokens and patches are counted over the whole step; where no token is hidden there is
+    no loss of them."""
     config = mlim_config()
     task, rows = build_mlim(config), mlim_rows(config)
     samples = [rows[0, 0, row] for row in range(12)]

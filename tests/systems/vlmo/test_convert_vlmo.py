@@ -114,7 +114,8 @@ def shapes_of(
 
 
 def checkpoint(head: str, kind: str = "relative") -> dict[str, Tensor]:
-    """A tiny one, of weights that are nowhere 0 or 1; words that are small, so that the norm's eps counts."""
+    """A tiny one, of weights that are nowhere 0 or 1; words that are small, so that the norm's eps
+    counts."""
     torch.manual_seed(len(head))
     tensors: dict[str, Tensor] = {}
     for name, shape in shapes_of(head, is_relative=kind == "relative").items():

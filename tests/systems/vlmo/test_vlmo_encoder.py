@@ -103,7 +103,8 @@ def test_rows_of_the_published_size_are_where_the_paper_code_has_them():
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_biases_and_states_equal_loops_over_pairs_of_tokens(kind):
-    """Padding, texts shorter than the longest, dropped and picked patches; the whole encoder with networks for pairs."""
+    """Padding, texts shorter than the longest, dropped and picked patches; the whole encoder with
+    networks for pairs."""
     torch.manual_seed(0)
     model = vlmo_encoder()
     assert model.relative is not None
@@ -132,7 +133,8 @@ def test_biases_and_states_equal_loops_over_pairs_of_tokens(kind):
 @pytest.mark.parametrize("kind", ["image", "text"])
 @torch.no_grad()
 def test_the_two_contrasts_of_a_image_or_a_text_alone(kind):
-    """The first by its own networks, whatever those of pairs are; the second by these from the first block that has them."""
+    """The first by its own networks, whatever those of pairs are; the second by these from the
+    first block that has them."""
     model = vlmo_encoder(num_deep_blocks=2)
     image, text = tokens_of(model, kind)
     (own_BD, vl_BD), routers = model.for_contrast(image, text)
@@ -174,7 +176,8 @@ def test_networks_of_pairs_change_pairs_alone_and_the_pooler_their_cls_alone():
 
 
 def slow_spline(x: np.ndarray, y: np.ndarray, at: float) -> float:
-    """By the second derivatives: they join smoothly inside, and the third ones are equal on both sides of the outer knots."""
+    """By the second derivatives: they join smoothly inside, and the third ones are equal on both
+    sides of the outer knots."""
     n, at = len(x), min(max(at, x[0]), x[-1])
     h, A, b = np.diff(x), np.zeros((len(x), len(x))), np.zeros(len(x))
     for i in range(1, n - 1):

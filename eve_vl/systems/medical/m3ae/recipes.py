@@ -1,7 +1,7 @@
 """Recipes of M3AE, the medical one (Chen et al. 2022, MICCAI).
 
-Towers with co-attention learn by masked tokens, masked pixels and matching. The small recipes run on
-phantoms, which prove nothing about medicine.
+Towers with co-attention learn by masked tokens, masked pixels and matching. The small recipes run
+on phantoms, which prove nothing about medicine.
 """
 
 from dataclasses import replace

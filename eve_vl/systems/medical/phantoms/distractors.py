@@ -26,8 +26,8 @@ NUM_DISTRACTORS = 3
 def distractors(split: str, phantom: Phantom) -> list[str]:
     """Return NUM_DISTRACTORS false but possible reports, each with one finding changed.
 
-    One denies a present finding; the others have a wrong side, zone or grade. If there are too few of
-    these, they state a finding that the true report denies, then one that it does not mention.
+    One denies a present finding; the others have a wrong side, zone or grade. If there are too few
+    of these, they state a finding that the true report denies, then one that it does not mention.
 
     That balances words: a report without findings has longer distractors, every other one a shorter
     one and some of its length.

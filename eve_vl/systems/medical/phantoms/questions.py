@@ -1,10 +1,10 @@
 """Questions about phantoms, in minimal pairs with different answers.
 
 A pair is one question about two images that differ in one finding, or two questions about one image
-that differ in one word. So half of the closed questions of every wording have the answer yes. Answers
-of open questions, "none" among them, are equally likely for every wording. Questions for a side, zone
-or grade use either name of the finding. Questions that name them, as in `test_novel`, use the name
-that belongs to them (see `reports`).
+that differ in one word. So half of the closed questions of every wording have the answer yes.
+Answers of open questions, "none" among them, are equally likely for every wording. Questions for a
+side, zone or grade use either name of the finding. Questions that name them, as in `test_novel`,
+use the name that belongs to them (see `reports`).
 """
 
 from collections.abc import Callable, Sequence
@@ -145,7 +145,8 @@ def _is_visible_among(finding: Finding, findings: Sequence[Finding]) -> bool:
 
 
 def _filled(wanted: Finding, sampled: Finding) -> Finding:
-    """Return a wanted finding with its open attributes taken from a sampled one of the same kind."""
+    """Return a wanted finding with its open attributes taken from a sampled one of the same
+    kind."""
     return wanted._replace(
         side=wanted.side or sampled.side,
         zone=wanted.zone or sampled.zone,

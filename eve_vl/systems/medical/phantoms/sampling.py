@@ -1,7 +1,7 @@
 """Sampling of patients and of their images.
 
-A patient is sampled first: anatomy, findings and devices; then one or two views. Everything is a pure
-function of (split, seed, number), and no two splits share the number of a patient.
+A patient is sampled first: anatomy, findings and devices; then one or two views. Everything is a
+pure function of (split, seed, number), and no two splits share the number of a patient.
 """
 
 from collections.abc import Iterable, Sequence

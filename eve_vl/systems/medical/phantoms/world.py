@@ -1,7 +1,7 @@
 """The world of phantoms: what a schematic radiograph shows.
 
-Lengths are fractions of the canvas, y grows downwards. Sides are the patient's, who faces the viewer:
-the patient's right is on the left of the image.
+Lengths are fractions of the canvas, y grows downwards. Sides are the patient's, who faces the
+viewer: the patient's right is on the left of the image.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,8 @@ GRADES: dict[str, dict[str, tuple[float, float]]] = {
     # levels of haze
     EDEMA: {"mild": (30, 35), "severe": (62, 70)},
 }
-"""Names of grades and the range of the number behind each; gaps between ranges make the truth exact."""
+"""Names of grades and the range of the number behind each; gaps between ranges make the truth
+exact."""
 AMOUNTS = {CONSOLIDATION: (0.085, 0.1), ATELECTASIS: (0.085, 0.1)}
 """Radius, or half of the length, of findings without a grade."""
 HEART = (0.4, 0.46)

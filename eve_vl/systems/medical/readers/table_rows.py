@@ -132,7 +132,8 @@ def label_table(
     folders: tuple[str, ...],
     root: Path,
 ) -> PackedTable:
-    """Return a table of labels, which may have captions too. root: parent of the images' folders."""
+    """Return a table of labels, which may have captions too. root: parent of the images'
+    folders."""
     return PackedTable(
         path,
         names,

@@ -40,7 +40,8 @@ def same_item_summary(
 
 
 def _areas(probability_R: Mapping[str, np.ndarray], is_same_R: np.ndarray) -> dict[str, float]:
-    """Return the areas of all probabilities and of chance, and how pr_auc differs from the others."""
+    """Return the areas of all probabilities and of chance, and how pr_auc differs from the
+    others."""
     areas = {name: average_precision(score_R, is_same_R) for name, score_R in probability_R.items()}
     chance = is_same_R.mean().item()
     areas[f"{PR_AUC}_chance"] = chance, (is_same_R - chance) / len(is_same_R)

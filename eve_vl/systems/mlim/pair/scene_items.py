@@ -1,10 +1,10 @@
 """Pairs of items made of scenes, the same or not, after the pairs of goods in MLIM.
 
-The image of an item shows one or two shapes; its text describes one more shape, so each carries half
-of the evidence. The same item is sampled with other light and other words. A different item differs
-in one attribute of one shape, half of the time of a visible one and half of the time of the described
-one. Among pairs with equal images, and among pairs with equal texts, fewer than half are the same
-item. In hard splits, the image shows as many shapes as any hard scene.
+The image of an item shows one or two shapes; its text describes one more shape, so each carries
+half of the evidence. The same item is sampled with other light and other words. A different item
+differs in one attribute of one shape, half of the time of a visible one and half of the time of the
+described one. Among pairs with equal images, and among pairs with equal texts, fewer than half are
+the same item. In hard splits, the image shows as many shapes as any hard scene.
 """
 
 from collections import Counter

@@ -23,8 +23,8 @@ class BatchByMask(RowBatch):
     text: PairBatch | None = None
     both: PairBatch | None = None
     num_tokens: Tensor | None = None
-    """Denominator of the masked-token loss, float32 scalar; None: the number of masked tokens in this
-    batch."""
+    """Denominator of the masked-token loss, float32 scalar; None: the number of masked tokens in
+    this batch."""
     num_patches: Tensor | None = None
     """Denominator of the loss of patches, likewise."""
 

@@ -64,8 +64,8 @@ class Mlim(MaskedSignalTask[MlimConfig]):
     def forward(self, batch: BatchByMask) -> StepOutput:
         """Return the sum of both losses; a loss without rows is 0.
 
-        task.mlm_weight and task.mim_weight weigh them. Rows with the same number of masked patches go
-        through the encoder together.
+        task.mlm_weight and task.mim_weight weigh them. Rows with the same number of masked patches
+        go through the encoder together.
         """
         if batch.num_tokens is None or batch.num_patches is None:
             (batch,) = self.before_step([batch])
