@@ -62,7 +62,7 @@ class _SumOverSlices(torch.autograd.Function):
                 sums = (row_gradient_BD[rows], *shared_gradients)
                 gradients = torch.autograd.grad(loss, inputs)
                 for gradient_sum, gradient in zip(sums, gradients, strict=True):
-                    gradient_sum += gradient
+                    gradient_sum.add_(gradient)
         ctx.save_for_backward(row_gradient_BD, *shared_gradients)
         return total
 

@@ -305,12 +305,14 @@ def test_other_blocks_parse(page: Path, monkeypatch):
             continue
         for words in [] if block.is_run else block.commands():
             if words[0] == "torchrun":
-                words = ["eve", *words[words.index("eve_vl") + 1 :]]
-            if words[0] != "eve":
+                arguments = words[words.index("eve_vl") + 1 :]
+            elif words[0] == "eve":
+                arguments = words[1:]
+            else:
                 check_other(words)
                 continue
             with pytest.raises(Parsed):
-                main(words[1:])
+                main(arguments)
 
 
 def test_what_curl_sends_is_answered(world: Path, tmp_path: Path, monkeypatch):

@@ -65,10 +65,10 @@ def to_texts(value: object, name: str) -> tuple[str, ...]:
     if value is None:
         return ()
     texts = []
-    for text in value if isinstance(value, list) else [value]:
-        if not isinstance(text, str):
-            raise ValueError(f"{name} is {type(text).__name__}, expected text")
-        text = text.strip()
+    for entry in value if isinstance(value, list) else [value]:
+        if not isinstance(entry, str):
+            raise ValueError(f"{name} is {type(entry).__name__}, expected text")
+        text = entry.strip()
         _refuse_long_text(text, name)
         _require_unicode(text, name)
         if any(letter.isprintable() and not letter.isspace() for letter in text):

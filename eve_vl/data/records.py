@@ -76,7 +76,8 @@ def fetch_places(places: Iterable[Place], *, images: bool = True) -> None:
     images: also those of their images, which are read later than the rows.
     """
     ranges: list[ByteRange] = []
-    for source, row in places:
+    for place in places:
+        source, row = place
         while hasattr(source, "indices"):  # a subset
             row = source.indices[row]
             source = source.dataset

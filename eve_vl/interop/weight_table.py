@@ -90,11 +90,12 @@ def with_prefixes(
     prefixed: dict[str, str | float | Computed] = {}
     for name, source in table.items():
         if isinstance(source, str):
-            source = foreign_prefix + source
+            prefixed[our_prefix + name] = foreign_prefix + source
         elif isinstance(source, Computed):
             names = tuple(foreign_prefix + foreign_name for foreign_name in source.sources)
-            source = Computed(source.compute, names)
-        prefixed[our_prefix + name] = source
+            prefixed[our_prefix + name] = Computed(source.compute, names)
+        else:
+            prefixed[our_prefix + name] = source
     return prefixed
 
 

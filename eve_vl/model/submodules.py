@@ -20,6 +20,7 @@ def replace_submodules(module: Module, parts: Mapping[str, nn.Module]) -> Module
     for name, part in parts.items():
         first, _, rest = name.partition(".")
         if rest:
-            part = replace_submodules(twin.get_submodule(first), {rest: part})
-        twin._modules[first] = part
+            twin._modules[first] = replace_submodules(twin.get_submodule(first), {rest: part})
+        else:
+            twin._modules[first] = part
     return twin

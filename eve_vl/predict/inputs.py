@@ -94,14 +94,14 @@ class Inputs:
             kind = "texts"
         else:
             kind = "captions"
-        for text, where in _with_names(texts, "text"):
-            if not isinstance(text, Path):
-                text = user_text(text, where)
+        for text_or_path, where in _with_names(texts, "text"):
+            if not isinstance(text_or_path, Path):
+                text = user_text(text_or_path, where)
                 yield text, self.tokens(text)[0]
                 continue
-            for row in self._rows(text, data, kind, skipped, progress):
-                for caption in row.texts:
-                    caption = user_text(caption, row.where)
+            for row in self._rows(text_or_path, data, kind, skipped, progress):
+                for row_text in row.texts:
+                    caption = user_text(row_text, row.where)
                     yield caption, self.tokens(caption)[0]
 
     def _rows(

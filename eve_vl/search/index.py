@@ -247,9 +247,10 @@ class Index:
         results = []
         for row, hits in enumerate(hits_of_queries):
             note = self._note(parsed[row], targets[row], is_wanted_N, search_options)
+            best = hits
             if nums_reranked[row]:
                 image = images[row]
-                hits = rerank(
+                best = rerank(
                     self.encoder,
                     hits,
                     parsed[row].text if image is None else image,
@@ -257,7 +258,7 @@ class Index:
                     self.image,
                     captions=search_options.captions,
                 )
-            results.append(Hits(hits[: search_options.top], note))
+            results.append(Hits(best[: search_options.top], note))
         return results
 
     def num_reranked(

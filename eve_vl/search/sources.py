@@ -42,8 +42,8 @@ def open_each(specs: Iterable[str | Path], reading: dict[str, Any]) -> list[Open
     options = {}
     for name, value in reading.items():
         if isinstance(value, Path):
-            value = os.path.abspath(value)  # noqa: PTH100 (without resolving links)
-        if value not in (None, "auto"):
+            options[name] = os.path.abspath(value)  # noqa: PTH100 (without resolving links)
+        elif value not in (None, "auto"):
             options[name] = value
     names = dict.fromkeys(map(source_name, specs))
     return [OpenSource.open(name, options) for name in names]

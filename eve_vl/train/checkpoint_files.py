@@ -138,11 +138,12 @@ def load_model(folder: Path, model: nn.Module) -> None:
     is_meta = any(tensor.is_meta for tensor in expected.values())
     weights = {}
     for name, tensor in tensors.items():
+        weight = tensor
         if is_meta:
             # a copy in aligned memory: products of unaligned matrices of a mapped file differ in
             # the last bit
-            tensor = tensor.to(expected[name].dtype, copy=True)
-        weights[name] = sharded_as(tensor, expected[name])
+            weight = tensor.to(expected[name].dtype, copy=True)
+        weights[name] = sharded_as(weight, expected[name])
     model.load_state_dict(weights, assign=is_meta)
 
 

@@ -77,10 +77,11 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state.update(initial_momentum(parameter))
             momentum = local_shard(state["momentum"])
+            applied = gradient
             if self.found_inf is not None:  # the momentum stays as it is
-                gradient = torch.where(self.found_inf.bool(), momentum, gradient)
-            momentum.lerp_(gradient, 1 - MOMENTUM)
-            direction.view_as(gradient).copy_(gradient.lerp(momentum, MOMENTUM))
+                applied = torch.where(self.found_inf.bool(), momentum, gradient)
+            momentum.lerp_(applied, 1 - MOMENTUM)
+            direction.view_as(applied).copy_(applied.lerp(momentum, MOMENTUM))
 
         updates = compute_on_matrices(orthogonalize, parameters, directions, shape)
         kept_share = 1 - group["lr"] * group["weight_decay"]

@@ -72,9 +72,9 @@ def write_tensors(
     separate = {}
     written_storages = set()
     for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        separate[name] = tensor.clone() if storage in written_storages else tensor
+        dense = tensor.detach().cpu().contiguous()
+        storage = dense.untyped_storage().data_ptr()
+        separate[name] = dense.clone() if storage in written_storages else dense
         written_storages.add(storage)
     path.touch()
     mode = path.stat().st_mode

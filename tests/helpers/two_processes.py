@@ -139,9 +139,9 @@ def drawn_negatives() -> dict[str, Tensor]:
             (wrong.partners.ids_BT, of_all.ids_BT),
         ]
         for name, (partner_B, row_C) in zip(found, shown, strict=True):
-            row_C = row_C[..., : partner_B.shape[-1]]
-            partner_B = F.pad(partner_B, (0, row_C.shape[-1] - partner_B.shape[-1]))
-            is_it_BC = (partner_B[:, None] == row_C).flatten(2).all(2)
+            cut_C = row_C[..., : partner_B.shape[-1]]
+            padded_B = F.pad(partner_B, (0, cut_C.shape[-1] - partner_B.shape[-1]))
+            is_it_BC = (padded_B[:, None] == cut_C).flatten(2).all(2)
             assert is_it_BC.any(1).all()
             found[name].append(processes.gather_rows(is_it_BC.int().argmax(1)))
     return {name: torch.stack(each) for name, each in found.items()}

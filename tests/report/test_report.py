@@ -178,9 +178,11 @@ def painted(run: LoadedRun, pair: PairBatch) -> tuple[np.ndarray, np.ndarray]:
         place = np.s_[y : y + size, x : x + size]
         if task_of(run).settings.normalize_targets:
             inside = true[place] / 127.5 - 1
-            values = values * np.sqrt(inside.var(ddof=1) + 1e-6) + inside.mean()
+            pixels = values * np.sqrt(inside.var(ddof=1) + 1e-6) + inside.mean()
+        else:
+            pixels = values
         masked[place] = 128
-        reconstructed[place] = np.rint(np.clip((values + 1) * 127.5, 0, 255))
+        reconstructed[place] = np.rint(np.clip((pixels + 1) * 127.5, 0, 255))
     return masked, reconstructed
 
 

@@ -379,8 +379,10 @@ def test_gallery_keeps_pixels_on_the_host():
     batches = []
     for batch in eval_loader(eval_set(task.config), batch_size=4, rank=0, world=1):
         if isinstance(batch, SearchImages):
-            batch = replace(batch, images_BCHW=batch.images_BCHW.as_subclass(DeviceTensor))
-        batches.append(batch)
+            images = batch.images_BCHW.as_subclass(DeviceTensor)
+            batches.append(replace(batch, images_BCHW=images))
+        else:
+            batches.append(batch)
     gallery = gather_gallery(task, batches)
     assert {type(pixels) for pixels in gallery.pixels.values()} == {Tensor}
     assert {pixels.dtype for pixels in gallery.pixels.values()} == {torch.uint8}
