@@ -18,6 +18,7 @@ from eve_vl.train.run_log import RunLog
 from helpers.tiny_runs import TEXT, noise, tiny_run, write_run
 
 JSON = ("--json", "numbers.json")
+FEW_ROWS = ("--data", "scenes:test", "--samples", 9)
 USES = ("answer", "match", "verify", "classify", "fill-mask", "reconstruct", "explain")
 
 
@@ -48,14 +49,12 @@ def test_answer(eve, folder):
     done = eve("answer", "vqa", "0.png", TEXT, "--top", 2, "--json", "out/answers.json")
     assert done.returncode == 0, done.stderr
     expected = Eve.load(folder / "vqa").answer(folder / "0.png", TEXT, top=2)
-    found = json.loads((folder / "out/answers.json").read_text())["answers"]
-    assert [each["answer"] for each in found] == [each.answer for each in expected]
-    assert [each["probability"] for each in found] == pytest.approx(
-        [each.probability for each in expected]
-    )
-    assert done.stdout.splitlines() == [
-        f"{each.probability:7.4f}  {each.answer}" for each in expected
-    ]
+    written = json.loads((folder / "out/answers.json").read_text())["answers"]
+    lines = done.stdout.splitlines()
+    for line, row, answer in zip(lines, written, expected, strict=True):
+        assert row["answer"] == answer.answer
+        assert row["probability"] == pytest.approx(answer.probability)
+        assert line == f"{answer.probability:7.4f}  {answer.answer}"
 
 
 @pytest.mark.parametrize(
@@ -94,10 +93,9 @@ def test_fill_mask(eve, folder):
     lines = done.stdout.splitlines()
     assert lines[0] == expected.text
     assert [line.partition(": ")[0] for line in lines[1:]] == ["[MASK] 1", "[MASK] 2"]
-    found = json.loads((folder / "filled.json").read_text())
-    assert [[guess["text"] for guess in row] for row in found["guesses"]] == [
-        [guess.text for guess in row] for row in expected.guesses
-    ]
+    written = json.loads((folder / "filled.json").read_text())
+    for row, guesses in zip(written["guesses"], expected.guesses, strict=True):
+        assert [guess["text"] for guess in row] == [guess.text for guess in guesses]
 
 
 def test_reconstruct(eve, folder):
@@ -110,34 +108,23 @@ def test_reconstruct(eve, folder):
     side = 14 * 16  # enlarged by a whole number
     assert sheet.shape == (side, 3 * side + 16, 3)
     for number, image in enumerate((expected.original, expected.masked, expected.reconstructed)):
-        left = number * (side + 8)
-        np.testing.assert_array_equal(sheet[::14, left : left + side : 14], image)
+        first_column = number * (side + 8)
+        columns = slice(first_column, first_column + side, 14)
+        np.testing.assert_array_equal(sheet[::14, columns], image)
     assert (sheet[:, side : side + 8] == 255).all()
 
 
 def test_explain(eve, folder):
-    done = eve(
-        "explain",
-        "vqa",
-        "0.png",
-        TEXT,
-        "--word",
-        "blue",
-        "--block",
-        0,
-        "--out",
-        "heat.png",
-        "--json",
-        "heat.json",
-    )
+    outputs = ("--out", "heat.png", "--json", "heat.json")
+    done = eve("explain", "vqa", "0.png", TEXT, "--word", "blue", "--block", 0, *outputs)
     assert done.returncode == 0, done.stderr
     expected = Eve.load(folder / "vqa").explain(folder / "0.png", TEXT, word="blue", block=0)
     sheet = np.asarray(Image.open(folder / "heat.png"))
     np.testing.assert_array_equal(sheet[::5, ::5], expected.overlays()[0])
     assert f"heat.png: {expected}" in done.stdout
-    found = json.loads((folder / "heat.json").read_text())
-    np.testing.assert_allclose(found["grids"], expected.grids, rtol=1e-5)
-    assert (found["word"], found["block"], found["score"]) == ("blue", 0, expected.score)
+    written = json.loads((folder / "heat.json").read_text())
+    np.testing.assert_allclose(written["grids"], expected.grids, rtol=1e-5)
+    assert (written["word"], written["block"], written["score"]) == ("blue", 0, expected.score)
 
 
 def test_explain_two_images(eve, folder):
@@ -148,55 +135,36 @@ def test_explain_two_images(eve, folder):
 
 
 def test_encode(eve, folder):
-    done = eve(
-        "features",
-        "1.png",
-        "0.png",
-        "--run",
-        "retrieval",
-        "--texts",
-        TEXT,
-        "a circle",
-        "a",
-        "--out",
-        "f.npz",
-        "--batch-size",
-        2,
-    )
+    texts = [TEXT, "a circle", "a"]
+    inputs = ("1.png", "0.png", "--texts", *texts)
+    done = eve("features", *inputs, "--run", "retrieval", "--out", "f.npz", "--batch-size", 2)
     assert done.returncode == 0, done.stderr
     assert "image_features (2, 8), text_features (3, 8)" in done.stdout
     run = Eve.load(folder / "retrieval")
-    with np.load(folder / "f.npz") as found:
-        assert json.loads(found["images"].item()) == ["1.png", "0.png"]
-        assert json.loads(found["texts"].item()) == [TEXT, "a circle", "a"]
-        np.testing.assert_allclose(
-            found["image_features"],
-            run.encode_image([folder / "1.png", folder / "0.png"]),
-            atol=1e-5,
-        )
-        np.testing.assert_allclose(
-            found["text_features"], run.encode_text([TEXT, "a circle", "a"]), atol=1e-5
-        )
+    of_images = run.encode_image([folder / "1.png", folder / "0.png"])
+    of_texts = run.encode_text(texts)
+    with np.load(folder / "f.npz") as file:
+        assert json.loads(file["images"].item()) == ["1.png", "0.png"]
+        assert json.loads(file["texts"].item()) == texts
+        np.testing.assert_allclose(file["image_features"], of_images, atol=1e-5)
+        np.testing.assert_allclose(file["text_features"], of_texts, atol=1e-5)
     done = eve("features", "--run", "vqa", "--texts", "a", "--out", "t.npz")
     assert done.returncode == 0, done.stderr
-    with np.load(folder / "t.npz") as found:
-        assert sorted(found) == ["text_features", "texts"]
+    with np.load(folder / "t.npz") as file:
+        assert sorted(file) == ["text_features", "texts"]
 
 
 def test_a_file_of_features_is_as_large_as_what_is_in_it(eve, folder):
     """And not as if every text were as long as the longest; it is read without pickle."""
     texts = ["word " * 800 + "é", *(f"text {number}" for number in range(300))]
-    (folder / "texts.jsonl").write_text(
-        "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    )
+    table = folder / "texts.jsonl"
+    table.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     done = eve("features", "--run", "retrieval", "--texts-of", "texts.jsonl", "--out", "f.npz")
     assert done.returncode == 0, done.stderr
-    with np.load(folder / "f.npz", allow_pickle=False) as found:
-        assert json.loads(found["texts"].item()) == texts
-        features = found["text_features"].nbytes
-    assert (folder / "f.npz").stat().st_size < features + 2 * (
-        folder / "texts.jsonl"
-    ).stat().st_size
+    with np.load(folder / "f.npz", allow_pickle=False) as file:
+        assert json.loads(file["texts"].item()) == texts
+        features_size = file["text_features"].nbytes
+    assert (folder / "f.npz").stat().st_size < features_size + 2 * table.stat().st_size
 
 
 def test_encode_a_folder_and_a_table(eve, folder):
@@ -206,36 +174,23 @@ def test_encode_a_folder_and_a_table(eve, folder):
         Image.fromarray(noise(number, 20 + number, 30)).save(folder / f"photos/{number}.png")
     (folder / "photos/broken.png").write_bytes(b"not an image")
     (folder / "texts.csv").write_text(f"text\na circle\n{TEXT}\n")
-    done = eve(
-        "features",
-        "photos",
-        "--run",
-        "retrieval",
-        "--texts-of",
-        "texts.csv",
-        "--texts",
-        "a",
-        "--out",
-        "f.Safetensors",
-    )
+    inputs = ("photos", "--texts-of", "texts.csv", "--texts", "a")
+    done = eve("features", *inputs, "--run", "retrieval", "--out", "f.Safetensors")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "skipped: broken.png: not an image in a known format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF)",
+        "skipped: broken.png: not an image in a known format "
+        "(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF)",
         "f.Safetensors: image_features (3, 8), text_features (3, 8)",
         "note: 1 row could not be used; the file lists what was `skipped`",
     ]
-    run, paths = (
-        Eve.load(folder / "retrieval"),
-        [folder / f"photos/{number}.png" for number in range(3)],
-    )
+    run = Eve.load(folder / "retrieval")
+    paths = [folder / f"photos/{number}.png" for number in range(3)]
+    of_images = run.encode_image(paths)
+    of_texts = run.encode_text(["a", "a circle", TEXT])
     with safe_open(folder / "f.Safetensors", "numpy") as file:
         names = {name: json.loads(values) for name, values in file.metadata().items()}
-        np.testing.assert_allclose(
-            file.get_tensor("image_features"), run.encode_image(paths), atol=1e-5
-        )
-        np.testing.assert_allclose(
-            file.get_tensor("text_features"), run.encode_text(["a", "a circle", TEXT]), atol=1e-5
-        )
+        np.testing.assert_allclose(file.get_tensor("image_features"), of_images, atol=1e-5)
+        np.testing.assert_allclose(file.get_tensor("text_features"), of_texts, atol=1e-5)
     assert names["images"] == list(map(str, paths))
     assert names["texts"] == ["a", "a circle", TEXT]
     assert len(names["skipped"]) == 1
@@ -316,17 +271,7 @@ def test_encode_a_folder_and_a_table(eve, folder):
             "0.png/a: cannot be written",
         ),
         (
-            (
-                "evaluate",
-                "vqa",
-                "vqa",
-                "--data",
-                "scenes:test",
-                "--samples",
-                9,
-                "--predictions",
-                "a",
-            ),
+            ("evaluate", "vqa", "vqa", *FEW_ROWS, "--predictions", "a"),
             "holds all 1000 rows",
         ),
         (
@@ -359,52 +304,36 @@ def test_no_text_is_taken_for_an_emoji(eve, folder, capfd):
     assert capfd.readouterr().out == "scenes:train: read\n"
 
 
-def test_people_are_told_when_re_ranking_makes_a_search_worse(eve, folder):
-    """Exactly when the numbers beside the remark say so."""
-    told = {}
+def test_a_note_says_when_re_ranking_makes_a_search_worse(eve, folder):
+    """Exactly when the numbers next to the note say so."""
+    notes_by_rerank = {}
     for rerank in (0, 2, 8):
-        done = eve(
-            "evaluate",
-            "retrieval",
-            "retrieval",
-            "--data",
-            "scenes:test",
-            "--samples",
-            60,
-            "--rerank",
-            rerank,
-            *JSON,
-        )
+        data = ("--data", "scenes:test", "--samples", 60)
+        done = eve("evaluate", "retrieval", "retrieval", *data, "--rerank", rerank, *JSON)
         assert done.returncode == 0, done.stderr
         numbers = json.loads((folder / "numbers.json").read_text())
         notes = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
         assert notes.pop() == "note: 60 of 1,000 rows were measured; --samples N takes N"
-        told[rerank] = [
-            note
-            for note in notes
-            if note.startswith("note: re-ranking makes this search worse (r_mean ")
-        ]
-        assert notes == told[rerank]
+        for note in notes:
+            assert note.startswith("note: re-ranking makes this search worse (r_mean ")
         assert bool(notes) == (numbers["r_mean"] < numbers.get("r_mean_itc_only", 0))
-    assert told[0] == []
-    assert any(told.values())
+        notes_by_rerank[rerank] = notes
+    assert notes_by_rerank[0] == []
+    assert any(notes_by_rerank.values())
 
 
-def test_people_are_told_when_a_run_is_judged_by_what_it_was_trained_on(eve, folder):
-    for sources, num in (
-        (("scenes:train",), 500),
-        (("scenes:test", "scenes:train"), 1000),
-        (("scenes:test",), 0),
-    ):
-        seen, is_told = (
-            f"note: of {num:,} rows compared, 500 show what this run was trained on",
-            num > 0,
-        )
-        done = eve("evaluate", "nlvr2", "nlvr2", "--data", *sources, "--samples", 4)
-        assert done.returncode == 0, done.stderr
-        assert (seen in done.stdout.splitlines()) == is_told
-        is_cut = "rows were measured" in done.stdout
-        assert is_cut and done.stdout.count("note: ") == is_told + is_cut
+@pytest.mark.parametrize(
+    ("sources", "num_compared"),
+    [(["scenes:train"], "500"), (["scenes:test", "scenes:train"], "1,000"), (["scenes:test"], "")],
+)
+def test_a_note_says_how_many_rows_a_run_was_trained_on(eve, folder, sources, num_compared):
+    done = eve("evaluate", "nlvr2", "nlvr2", "--data", *sources, "--samples", 4)
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
+    leak = f"note: of {num_compared} rows compared, 500 show what this run was trained on"
+    assert (leak in notes) == (num_compared != "")
+    assert "rows were measured" in notes[-1]
+    assert len(notes) == 1 + (leak in notes)
 
 
 def test_a_file_for_the_server_has_every_question_or_is_not_written(eve, folder):
@@ -413,46 +342,26 @@ def test_a_file_for_the_server_has_every_question_or_is_not_written(eve, folder)
         {"image": name, "question": "what", "question_id": i}
         for i, name in enumerate(("0.png", "junk.png", "1.png"))
     ]
-    for name, some in (("all", rows), ("good", rows[::2])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / "all.jsonl").write_text("".join(lines))
+    (folder / "good.jsonl").write_text(lines[0] + lines[2])
     broken = ("evaluate", "vqa", "vqa", "--data", "all.jsonl", "--skip-invalid")
     (folder / "answers.json").write_text("of before")
     done = eve(*broken, "--predictions", "answers.json")
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        "--predictions: the file holds all 3 rows, but 1 cannot be used, the first: all.jsonl:2: "
-        in done.stderr
-    )
+    assert "all 3 rows, but 1 cannot be used, the first: all.jsonl:2: " in done.stderr
     assert (folder / "answers.json").read_text() == "of before"
-    done = eve(
-        "evaluate",
-        "vqa",
-        "vqa",
-        "--data",
-        "good.jsonl",
-        "--skip-invalid",
-        "--predictions",
-        "answers.json",
-    )
+    usable = ("evaluate", "vqa", "vqa", "--data", "good.jsonl", "--skip-invalid")
+    done = eve(*usable, "--predictions", "answers.json")
     assert done.returncode == 0, done.stderr
-    assert [row["question_id"] for row in json.loads((folder / "answers.json").read_text())] == [
-        0,
-        2,
-    ]
+    answers = json.loads((folder / "answers.json").read_text())
+    assert [row["question_id"] for row in answers] == [0, 2]
 
 
 def test_from_training_to_an_answer(eve, tmp_path: Path):
     """Runs as the command line makes them, not as the tests write them."""
-    few = (
-        "--train.steps",
-        2,
-        "--train.save-every",
-        2,
-        "--train.val-every",
-        2,
-        "--data.val-samples",
-        8,
-    )
+    saves = ("--train.save-every", 2, "--train.val-every", 2)
+    few = ("--train.steps", 2, *saves, "--data.val-samples", 8)
     assert eve("pretrain", "tiny", "--out", "pre", *few).returncode == 0
     Image.fromarray(noise(0, 32, 32)).save(tmp_path / "0.png")
     done = eve("fill-mask", "pre", "0.png", "a [MASK] circle")

@@ -34,39 +34,46 @@ from helpers.verb_flags import flags_of
 
 START = "--out --init --init-allow-missing --scratch"
 INPUT = """
-    --input.image-size --input.patch-size --input.resize --input.interpolation --input.text-length --input.padded-text-length
+    --input.image-size --input.patch-size --input.resize --input.interpolation --input.text-length
+    --input.padded-text-length
 """
 MODEL = """
-    --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.depth
-    --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
-    --model.expert-ratio --model.top-k --model.modality-routing --model.routing --model.activation
-    --model.text-embedding --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
+    --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std
+    --model.stem --model.depth --model.num-heads --model.mlp-ratio --model.shallow-ffn
+    --model.deep-ffn --model.num-deep-blocks --model.num-experts --model.expert-ratio
+    --model.top-k --model.modality-routing --model.routing --model.activation
+    --model.text-embedding --model.norm-pre --model.balance-weight --model.drop-path
+    --model.dropout
 """
 TOWERS = """
-    --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.image-depth
-    --model.text-depth --model.towers --model.num-heads --model.mlp-ratio
-    --model.text-dim --model.text-num-heads --model.text-mlp-ratio --model.activation --model.dropout
+    --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std
+    --model.stem --model.image-depth --model.text-depth --model.towers --model.num-heads
+    --model.mlp-ratio --model.text-dim --model.text-num-heads --model.text-mlp-ratio
+    --model.activation --model.dropout
 """
 CONTRAST = "--task.memory-batches"
 MASKS = """
-    --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob --task.mask-replace-source
-    --task.mim-weight --task.mim-share --task.mlm-weight --task.joint-masking --task.normalize-targets
-    --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
+    --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking
+    --task.mask-replace-prob --task.mask-replace-source --task.mim-weight --task.mim-share
+    --task.mlm-weight --task.joint-masking --task.normalize-targets --task.decoder-depth
+    --task.decoder-dim --task.decoder-num-heads
 """
 TASK = {
     "masked_signal": MASKS,
     "contrast_match": f"""
-        {CONTRAST} {MASKS} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masked-image
-        --task.itc-targets --task.itm-negatives --task.svd-form --task.svd-weight
+        {CONTRAST} {MASKS} --task.itc-weight --task.itm-weight --task.projection-dim
+        --task.itc-masked-image --task.itc-targets --task.itm-negatives --task.svd-form
+        --task.svd-weight
     """,
     "mlim": """
-        --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob
-        --task.mask-replace-source --task.mim-weight --task.mlm-weight --task.masking --task.heavy-mask-ratio
+        --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking
+        --task.mask-replace-prob --task.mask-replace-source --task.mim-weight --task.mlm-weight
+        --task.masking --task.heavy-mask-ratio
     """,
     "retrieval": f"""
-        {CONTRAST} --task.itc-weight --task.itm-weight --task.itm-loss --task.ranking-candidates --task.projection-dim
-        --task.itm-batchnorm --task.pooling --task.final-norm --task.rerank --task.rerank-by
-        --task.captions-per-image --task.dedup-captions
+        {CONTRAST} --task.itc-weight --task.itm-weight --task.itm-loss --task.ranking-candidates
+        --task.projection-dim --task.itm-batchnorm --task.pooling --task.final-norm --task.rerank
+        --task.rerank-by --task.captions-per-image --task.dedup-captions
     """,
     "vqa": "--task.answers --task.min-answer-count",
     "nlvr2": "--task.head --task.second-image-type-embedding",
@@ -74,21 +81,22 @@ TASK = {
     "classification": "--task.inputs --task.multilabel --task.classes",
 }
 REST = """
-    --data.modality --data.train --data.train-weights --data.order --data.val --data.val-fraction --data.test-fraction
-    --data.split-file --data.val-samples --data.skip-invalid-val
-    --data.format --data.image-root --data.image-column --data.text-column --data.label-column --data.crop-scale --data.flip
-    --data.augment --data.caption-augment --data.batches-from --data.num-workers
-    --data.max-invalid-fraction --tokenizer.path --tokenizer.vocab-size
-    --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.head-lr-multiplier
-    --train.lr-multipliers --train.freeze --train.warmup --train.schedule --train.betas --train.weight-decay --train.clip-norm
-    --train.ema-decay --train.dtype --train.device --train.threads --train.compile --train.layout --train.checkpoint-activations
-    --train.seed --train.log-every --train.val-every --train.patience --train.save-every --train.keep-checkpoints
-    --resume --accept-changed-data
+    --data.modality --data.train --data.train-weights --data.order --data.val --data.val-fraction
+    --data.test-fraction --data.split-file --data.val-samples --data.skip-invalid-val
+    --data.format --data.image-root --data.image-column --data.text-column --data.label-column
+    --data.crop-scale --data.flip --data.augment --data.caption-augment --data.batches-from
+    --data.num-workers --data.max-invalid-fraction --tokenizer.path --tokenizer.vocab-size
+    --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr
+    --train.head-lr-multiplier --train.lr-multipliers --train.freeze --train.warmup
+    --train.schedule --train.betas --train.weight-decay --train.clip-norm --train.ema-decay
+    --train.dtype --train.device --train.threads --train.compile --train.layout
+    --train.checkpoint-activations --train.seed --train.log-every --train.val-every
+    --train.patience --train.save-every --train.keep-checkpoints --resume --accept-changed-data
 """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 SERVE = """
-    --queue --batch --memory-mb --body-mb --items --pixels --body-seconds --wait-seconds --device --index --host --port --token
-    --page --browser
+    --queue --batch --memory-mb --body-mb --items --pixels --body-seconds --wait-seconds --device
+    --index --host --port --token --page --browser
 """
 FLAGS = {
     TryArgs: "--out --port --browser",
@@ -108,11 +116,14 @@ FLAGS = {
     AverageArgs: "--out",
     ZeroShotArgs: f"--device {SOURCE} --json --data --samples --skip-invalid --prompts --by",
     ConvertArgs: """
-        --tokenizer --answers --routing --text-tokens --clean-text --image-size --num-heads --architecture --copy
-        --num-experts --num-deep-blocks --drop
+        --tokenizer --answers --routing --text-tokens --clean-text --image-size --num-heads
+        --architecture --copy --num-experts --num-deep-blocks --drop
     """,
 }
-EVALUATE = f"--device {SOURCE} --json --data --samples --skip-invalid --no-skip-invalid --ablations --no-ablations --predictions"
+EVALUATE = f"""
+    --device {SOURCE} --json --data --samples --skip-invalid --no-skip-invalid --ablations
+    --no-ablations --predictions
+"""
 EVALUATION = {
     "masked_signal": EVALUATE,
     "contrast_match": EVALUATE,
@@ -159,17 +170,17 @@ def test_verbs():
 
 def test_flags():
     for cls, text in FLAGS.items():
-        known = [flag for flag in flags_of(cls) if "no-" not in flag]
-        assert known == text.split(), cls.__name__
+        flags = [flag for flag in flags_of(cls) if "no-" not in flag]
+        assert flags == text.split(), cls.__name__
 
 
 def test_flags_of_evaluation_are_those_of_its_task():
-    found = {
+    flags = {
         name: list(flags_of(task_flags(kind.evaluation)))
         for name, kind in all_kinds(TaskConfig, "tasks").items()
         if kind.has_numbers
     }
-    assert found == {name: text.split() for name, text in EVALUATION.items()}
+    assert flags == {name: text.split() for name, text in EVALUATION.items()}
 
 
 def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
@@ -186,22 +197,27 @@ def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
 
 @pytest.mark.parametrize("config", TRAINING.values(), ids=lambda config: config.recipe)
 def test_flags_of_a_run_are_those_of_its_task(config):
-    known = [flag for flag in flags_of(TrainArgs, TrainArgs(config=config)) if "no-" not in flag]
+    flags = flags_of(TrainArgs, TrainArgs(config=config))
     with_positions = MODEL.replace("--model.stem", "--model.positions --model.stem")
     vlmo = f"{with_positions} --model.pooler"
     m3ae = f"{TOWERS} --model.fusion-depth --model.pixel-layer"
     models = {"eve": MODEL, "vlmo": vlmo, "dual_encoder": TOWERS, "m3ae": m3ae}
     model = models[config.model.name]
     run = f"{START} {INPUT} {model} {TASK[config.task.name]} {REST}"
-    assert sorted(known) == sorted(run.split())
-    known = [flag for flag in flags_of(BenchArgs, BenchArgs(config=config)) if "no-" not in flag]
+    assert without_negations(flags) == sorted(run.split())
+    flags = flags_of(BenchArgs, BenchArgs(config=config))
     bench = f"--json {run}".replace("--resume --accept-changed-data", "--steps")
-    assert sorted(known) == sorted(bench.split())
-    known = [flag for flag in flags_of(PlanArgs, PlanArgs(config=config)) if "no-" not in flag]
+    assert without_negations(flags) == sorted(bench.split())
+    flags = flags_of(PlanArgs, PlanArgs(config=config))
     plan = f"--json {run}".replace(
         "--resume --accept-changed-data", "--gpus --per-machine --memory"
     )
-    assert sorted(known) == sorted(plan.split())
+    assert without_negations(flags) == sorted(plan.split())
+
+
+def without_negations(flags) -> list[str]:
+    """Return sorted flags without those that begin with --no-."""
+    return sorted(flag for flag in flags if "no-" not in flag)
 
 
 @pytest.mark.parametrize(
@@ -225,12 +241,10 @@ def test_flags_are_those_that_help_shows(verb, recipe, capsys):
     with pytest.raises(SystemExit):
         main([verb, recipe, "--help"])
     text = capsys.readouterr().out
-    shown = {word.strip(",.│") for word in text.split() if word.startswith("--")}
-    known = flags_of(TrainArgs, TrainArgs(config=TRAINING[verb, recipe]))
-    assert set(known) <= shown
-    assert {flag for flag in shown if flag.startswith("--task.")} == {
-        flag for flag in known if flag.startswith("--task.")
-    }
+    in_help = {word.strip(",.│") for word in text.split() if word.startswith("--")}
+    flags = set(flags_of(TrainArgs, TrainArgs(config=TRAINING[verb, recipe])))
+    assert flags <= in_help
+    assert not {flag for flag in in_help - flags if flag.startswith("--task.")}
 
 
 @pytest.mark.parametrize(

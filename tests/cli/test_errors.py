@@ -1,37 +1,38 @@
 """Mistakes on the command line are one line with the given and the expected value; help;
 completion."""
 
-import os  # noqa: I001
+import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.test_bad_input import complaint, write_pairs
 from eve_vl.cli import completion
-from eve_vl.cli.verbs import VERBS
+from eve_vl.cli.calls import call_flags, call_verbs
 from eve_vl.cli.data_answers import AnswersArgs
 from eve_vl.cli.data_check import CheckArgs
 from eve_vl.cli.data_write import WriteArgs
-from eve_vl.cli.tokenizer_train import TokenizerArgs
-from eve_vl.cli.features import FeaturesArgs
-from eve_vl.cli.calls import call_flags, call_verbs
 from eve_vl.cli.evaluate import task_flags
 from eve_vl.cli.export import ExportArgs
+from eve_vl.cli.features import FeaturesArgs
 from eve_vl.cli.inspect import InspectArgs
 from eve_vl.cli.report import ReportArgs
+from eve_vl.cli.tokenizer_train import TokenizerArgs
 from eve_vl.cli.train import TrainArgs
-from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.cli.verbs import VERBS
 from eve_vl.config import TaskConfig
-from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.config.kinds import all_kinds
 from eve_vl.interop.convert_args import ConvertArgs
-from eve_vl.tasks.predictor import predictor_class
 from eve_vl.recipes.registry import get_finetune_recipe, get_recipe, recipes
+from eve_vl.tasks.predictor import predictor_class
+from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.utils.file_io import write_file
 from helpers.verb_flags import flags_of
+from tests.cli.test_bad_input import complaint, write_pairs
 
 MISTAKES = [
     (
@@ -123,8 +124,9 @@ MISTAKES = [
     ("pretrain tiny --data.train nowhere.jsonl --data.val held-out", "no such file or folder"),
     *[
         (
-            f"pretrain tiny --data.train http://localhost:9/0.tar --data.val held-out --{name} nowhere/x",
-            f"{name.replace(chr(45), chr(95))}: no such file or",
+            "pretrain tiny --data.train http://localhost:9/0.tar --data.val held-out "
+            f"--{name} nowhere/x",
+            f"{name.replace('-', '_')}: no such file or",
         )
         for name in ("tokenizer.path", "data.split-file", "data.image-root")
     ],
@@ -160,11 +162,18 @@ MISTAKES = [
 ]
 
 
+OWN_RECIPES = """
+from eve_vl.recipes import get_recipe
+def small():
+    return get_recipe("tiny")
+def wrong():
+    return 3
+"""
+
+
 @pytest.mark.parametrize(("command", "message"), MISTAKES)
 def test_a_mistake_is_one_line(command: str, message: str, eve, tmp_path: Path):
-    (tmp_path / "own_recipes.py").write_text(
-        "from eve_vl.recipes import get_recipe\ndef small():\n    return get_recipe('tiny')\ndef wrong():\n    return 3\n"
-    )
+    (tmp_path / "own_recipes.py").write_text(OWN_RECIPES)
     (tmp_path / "json.py").write_text("raise SystemExit('this file must not run')\n")
     sys.modules.pop("own_recipes", None)
     try:
@@ -205,7 +214,7 @@ def test_a_text_file_gets_the_flags_to_train_on_texts(eve, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("words", "shown"),
+    ("words", "usage"),
     [
         ("help report", "usage: eve report"),
         ("report help", "usage: eve report"),
@@ -216,9 +225,9 @@ def test_a_text_file_gets_the_flags_to_train_on_texts(eve, tmp_path: Path):
         ("help evaluate vqa", "usage: eve evaluate vqa"),
     ],
 )
-def test_help_comes_before_or_after(words: str, shown: str, eve):
+def test_help_comes_before_or_after(words: str, usage: str, eve):
     done = eve(*words.split())
-    assert done.returncode == 0 and done.stdout.startswith(shown), done
+    assert done.returncode == 0 and done.stdout.startswith(usage), done
 
 
 def test_help_of_fine_tuning_names_no_run_to_start_from(eve):
@@ -227,27 +236,19 @@ def test_help_of_fine_tuning_names_no_run_to_start_from(eve):
     words = " ".join(text.split())
     assert "--input.image-size" in words and "(default: 48)" in words  # of demo
     assert "a run takes these values from --init." in words
-    own = " ".join(eve("help", "finetune", "demo_vqa", "--init", "builtin:drawings").stdout.split())
-    assert "(default: 64)" in own and "from --init." not in own
+    text = eve("help", "finetune", "demo_vqa", "--init", "builtin:drawings").stdout
+    words = " ".join(text.split())
+    assert "(default: 64)" in words and "from --init." not in words
 
 
 def test_replacing_the_users_data_with_built_in_data_needs_a_yes(
     eve, tmp_path: Path, monkeypatch, no_report
 ):
     rows = write_pairs(tmp_path / "pairs", count=12)
-    few = (
-        "--train.steps",
-        1,
-        "--train.batch-size",
-        2,
-        "--data.val-samples",
-        2,
-        "--data.num-workers",
-        0,
-    )
-    done = eve(
-        "pretrain", "tiny", "--out", "mine:x:[/b]", "--data.train", rows, "--data.val", rows, *few
-    )
+    few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2)
+    few += ("--data.num-workers", 0)
+    data = ("--data.train", rows, "--data.val", rows)
+    done = eve("pretrain", "tiny", "--out", "mine:x:[/b]", *data, *few)
     assert done.returncode == 0, done.stderr
     start = ("finetune", "demo_nlvr2", "--init", "mine:x:[/b]", "--out", "verify", *few)
     line = complaint(eve(*start))
@@ -268,84 +269,86 @@ def test_replacing_the_users_data_with_built_in_data_needs_a_yes(
     assert eve(*start[:-8], "--out", "other", *few, "--data.train", "scenes:train").returncode == 0
 
 
-def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypatch):
+@pytest.fixture
+def complete(eve, tmp_path: Path, monkeypatch) -> Callable[..., list[str]]:
+    """Return a function that completes the last word of a line in bash."""
     script = eve("completion", "bash").stdout
-    assert eve("completion", "zsh").stdout.endswith(script)
+    monkeypatch.setenv("COLUMNS", "80")  # as the script sets it
 
-    def complete(line: str, command: str = 'cat "./$*"') -> list[str]:
-        """Completions of the last word of a line; the help that the script needs is written to a
-        file first."""
+    def run(line: str, command: str = 'cat "./$*"') -> list[str]:
         *before, last = line.split(" ")
-        asked = shlex.join([*[word for word in before[1:3] if not word.startswith("-")], "--help"])
-        (tmp_path / asked).write_text(eve(*asked.split()).stdout)
-        given = f"COMP_WORDS=({' '.join(before)} '{last}'); COMP_CWORD={len(before)}"
-        lines = f"{script}\neve() {{ {command}; }}\n{given}; _eve; _eve; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        done = subprocess.run(
-            ["bash", "--norc", "-c", lines], capture_output=True, text=True, timeout=60
-        )
+        # the help that the script asks for is written to a file first
+        verb = [word for word in before[1:3] if not word.startswith("-")]
+        (tmp_path / shlex.join([*verb, "--help"])).write_text(eve(*verb, "--help").stdout)
+        lines = [
+            script,
+            f"eve() {{ {command}; }}",
+            f"COMP_WORDS=({' '.join(before)} '{last}'); COMP_CWORD={len(before)}",
+            "_eve; _eve",
+            "printf '%s\\n' \"${COMPREPLY[@]}\"",
+        ]
+        bash = ["bash", "--norc", "-c", "\n".join(lines)]
+        done = subprocess.run(bash, capture_output=True, text=True, timeout=60)
         assert not done.stderr
         return done.stdout.split()
 
-    monkeypatch.setenv("COLUMNS", "80")  # as the script sets it
-    assert [*dict.fromkeys(complete("eve "))] == [
-        *dict.fromkeys(verb.split()[0] for verb in (*VERBS, *call_verbs())),
-        "help",
-    ]
+    return run
+
+
+def test_completion_offers_verbs_and_names(complete):
+    verbs = dict.fromkeys(verb.split()[0] for verb in (*VERBS, *call_verbs()))
+    assert [*dict.fromkeys(complete("eve "))] == [*verbs, "help"]
     assert complete("eve re") == ["report", "reconstruct"]
     assert complete("eve data ") == ["check", "answers", "write", "help"]
     assert complete("eve completion ") == ["bash", "zsh", "--help", "--code"]
     assert complete("eve pretrain ") == [*recipes("pretrain")]
-    assert complete("eve finetune demo_") == [
-        name for name in recipes("finetune") if name.startswith("demo_")
-    ]
+    demos = [name for name in recipes("finetune") if name.startswith("demo_")]
+    assert complete("eve finetune demo_") == demos
     measured = [name for name, kind in all_kinds(TaskConfig, "tasks").items() if kind.has_numbers]
     assert complete("eve evaluate ") == [*measured, "zero_shot"]
-    assert complete("eve pretrain tiny --train.l") == [
-        "--train.lr",
-        "--train.lr-multipliers",
-        "--train.layout",
-        "--train.log-every",
-    ]
+
+
+def test_completion_offers_flags(complete):
+    flags = ["--train.lr", "--train.lr-multipliers", "--train.layout", "--train.log-every"]
+    assert complete("eve pretrain tiny --train.l") == flags
     assert complete("eve finetune vqa --init x --task.ans") == ["--task.answers"]
     assert complete("eve demo --out x --") == ["--help", "--code", "--out"]
-    own = f'PYTHONPATH={Path(__file__).parents[2]} {sys.executable} -m eve_vl "$@"'
-    assert complete("eve inspect tiny --j", own) == ["--json"]
-    known = {
-        f"{call.replace('_', '-')} run": call_flags(request)
-        for call, request in predictor_class(VQAConfig).requests().items()
-    }
-    known |= {
+    installed = f'PYTHONPATH={Path(__file__).parents[2]} {sys.executable} -m eve_vl "$@"'
+    assert complete("eve inspect tiny --j", installed) == ["--json"]
+    config = get_finetune_recipe("nlvr2", get_recipe("base"))
+    flags = flags_of(TrainArgs, TrainArgs(config=config))
+    assert {*flags} == {*complete("eve finetune nlvr2 --")} - {"--help", "--code"}
+
+
+def test_completion_offers_all_flags_of_a_verb(complete):
+    classes = {
         "features": FeaturesArgs,
         "data check": CheckArgs,
         "data answers": AnswersArgs,
         "data write": WriteArgs,
         "tokenizer train": TokenizerArgs,
         "inspect": InspectArgs,
-    }
-    known |= {
         "convert": ConvertArgs,
         "report": ReportArgs,
         "export": ExportArgs,
         "evaluate retrieval": task_flags(RetrievalConfig.evaluation),
     }
-    for words, cls in known.items():
+    for call, request in predictor_class(VQAConfig).requests().items():
+        classes[f"{call.replace('_', '-')} run"] = call_flags(request)
+    for words, cls in classes.items():
         assert {*flags_of(cls)} <= {*complete(f"eve {words} --")}, words
-    run = flags_of(TrainArgs, TrainArgs(config=get_finetune_recipe("nlvr2", get_recipe("base"))))
-    assert {*run} == {*complete("eve finetune nlvr2 --")} - {"--help", "--code"}
+
+
+def test_completion_of_zsh_loads_that_of_bash(eve):
+    bash = eve("completion", "bash").stdout
+    assert eve("completion", "zsh").stdout.endswith(bash)
 
 
 def test_under_torchrun_a_mistake_is_printed_once(tmp_path: Path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
-        [*command, "-m", "eve_vl", "pretrain", "nothing"],
+        [sys.executable, *torchrun, "-m", "eve_vl", "pretrain", "nothing"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -50,55 +50,49 @@ def test_every_tab_answers_its_own_examples(tried, few):  # noqa: F811
         }
         tabs = {call for run in runs for call in run["forms"]} | {"reconstruct", "experts"}
         assert {"answer", "verify", "fill_mask", "zero_shot"} < tabs == {*examples}
-        found = {}
+        results = {}
         for call, (run, bodies) in examples.items():
             assert len(bodies) == NUM
             answers = [client.post(f"/v1/runs/{run}/{call}", json=body) for body in bodies]
             assert {answer.status_code for answer in answers} == {200}
-            found[call] = [answer.json()["result"] for answer in answers]
-        hits = [
-            client.post("/v1/search", json={"query": text}).json()["hits"]
-            for text in index["examples"]
-        ]
+            results[call] = [answer.json()["result"] for answer in answers]
+        captions_of_best = []
+        for text in index["examples"]:
+            found_images = client.post("/v1/search", json={"query": text}).json()["hits"]
+            captions_of_best.append(found_images[0]["captions"])
         heat = client.post(
             "/v1/runs/scenes_vqa/explain",
             json={"image": examples["answer"][1][0]["image"], "text": "how many"},
         )
     assert len(heat.json()["result"]["images"]) == 1
     assert {*index["examples"]} <= {*few}
-    assert (
-        sum(text in each[0]["captions"] for text, each in zip(index["examples"], hits, strict=True))
-        >= NUM
-    )
-    questions, statements, pairs = (
-        SceneQuestions(split="val"),
-        SceneStatements(split="val"),
-        ScenePairs(split="val"),
-    )
+    assert num_equal(index["examples"], captions_of_best) >= NUM
+    questions = SceneQuestions(split="val")
+    statements = SceneStatements(split="val")
+    pairs = ScenePairs(split="val")
     assert [body["question"] for body in examples["answer"][1]] == [
         questions[row].question for row in range(NUM)
     ]
-    assert (
-        sum(each[0]["answer"] in questions[row].answers for row, each in enumerate(found["answer"]))
-        >= NUM - 1
-    )
-    assert (
-        sum(each["is_true"] == statements[row].label for row, each in enumerate(found["verify"]))
-        >= NUM - 1
-    )
+    answers = [result[0]["answer"] for result in results["answer"]]
+    assert num_equal(answers, [questions[row].answers for row in range(NUM)]) >= NUM - 1
+    judgements = [result["is_true"] for result in results["verify"]]
+    assert num_equal(judgements, [[statements[row].label] for row in range(NUM)]) >= NUM - 1
     for row, body in enumerate(examples["fill_mask"][1]):
         assert body["text"].split() == [*pairs[row].captions[0].split()[:-1], "[MASK]"]
-    assert (
-        sum(each["text"] == pairs[row].captions[0] for row, each in enumerate(found["fill_mask"]))
-        >= NUM - 2
-    )
+    filled = [result["text"] for result in results["fill_mask"]]
+    assert num_equal(filled, [pairs[row].captions[:1] for row in range(NUM)]) >= NUM - 2
+    labels = [result[0]["label"] for result in results["zero_shot"]]
     names = [[*body["prompts"]][row] for row, body in enumerate(examples["zero_shot"][1])]
-    assert (
-        sum(each[0]["label"] == name for each, name in zip(found["zero_shot"], names, strict=True))
-        >= NUM - 1
-    )
-    assert all(len(block["colors"]) == 4 for each in found["experts"] for block in each["blocks"])
-    assert all({*each} >= {"original", "masked", "reconstructed"} for each in found["reconstruct"])
+    assert num_equal(labels, [[name] for name in names]) >= NUM - 1
+    for result in results["experts"]:
+        assert {len(block["colors"]) for block in result["blocks"]} == {4}
+    for result in results["reconstruct"]:
+        assert {*result} >= {"original", "masked", "reconstructed"}
+
+
+def num_equal(answers: list, accepted: list) -> int:
+    """Return how many answers are among those that their row accepts."""
+    return sum(answer in row for answer, row in zip(answers, accepted, strict=True))
 
 
 def test_own_captions_are_measured(tried, few, tmp_path):  # noqa: F811
@@ -121,8 +115,10 @@ def test_own_captions_are_measured(tried, few, tmp_path):  # noqa: F811
         hits = index.search(caption, folder=tmp_path / "mine", top=12, by="vectors")
         ranks.append([Path(hit.name).stem for hit in hits].index(caption))
     first, ten = (f"{100 * np.mean([rank < k for rank in ranks]):.1f}" for k in (1, 10))
-    words = f"your captions: {first}% (chance 8.3%) find their image first among 12 of yours, {ten}% in the first 10"
-    assert words in printed
+    assert (
+        f"your captions: {first}% (chance 8.3%) find their image first among 12 of yours, "
+        f"{ten}% in the first 10" in printed
+    )
 
 
 def test_the_card_names_what_its_runs_reach():
@@ -142,15 +138,8 @@ def test_bundled_scenes_are_small_and_whole():
     """Masked pixels, masked tokens and experts with a router that knows the modality; no path of a
     machine."""
     folders = [FOLDER / name for name in ("scenes", "scenes_vqa", "scenes_nlvr2")]
-    assert (
-        sum(
-            path.stat().st_size
-            for folder in folders
-            for path in folder.rglob("*")
-            if path.is_file()
-        )
-        < 8e6
-    )
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8e6
     assert not any(b'"/' in (folder / "best" / "config.json").read_bytes() for folder in folders)
     eve = Eve.load("builtin:scenes", "cpu")
     config: Any = eve.run.config
