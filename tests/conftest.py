@@ -33,7 +33,10 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
-    sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
+    sys.dont_write_bytecode = True
+
+
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 Completed = subprocess.CompletedProcess[str]

@@ -56,11 +56,11 @@ def imports(path: Path) -> list[Import]:
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             in_functions.update(id(node) for node in ast.walk(function))
-    found: list[Import] = []
+    file_imports: list[Import] = []
     for node in ast.walk(tree):
         for name in imported_names(node):
-            found.append(Import(name, id(node) in in_functions))
-    return found
+            file_imports.append(Import(name, id(node) in in_functions))
+    return file_imports
 
 
 def imported_names(node: ast.AST) -> Iterator[str]:
@@ -78,7 +78,7 @@ def imported_names(node: ast.AST) -> Iterator[str]:
 
 
 def imports_of_package(path: Path) -> list[Import]:
-    return [each for each in imports(path) if each.module in FILES]
+    return [imported for imported in imports(path) if imported.module in FILES]
 
 
 def rooms_in_order() -> list[str]:

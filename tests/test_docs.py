@@ -40,7 +40,8 @@ from helpers.serving import serving
 from helpers.tiny_runs import TASKS, tiny_run, write_run
 
 ROOT = Path(__file__).parents[1]
-DOCS, RECIPES = ROOT / "docs", ROOT / "docs" / "recipes.md"
+DOCS = ROOT / "docs"
+RECIPES = DOCS / "recipes.md"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 MEASURED = [
     ROOT / "README.md",
@@ -158,38 +159,25 @@ def world(tmp_path_factory) -> Path:
     contrast = replace(CONTRAST_ONLY, projection_dim=8)
     for name, task in {"retrieval": contrast, "vqa": TASKS["vqa"], "nlvr2": TASKS["nlvr2"]}.items():
         write_run(tiny_run(name, task=task), folder / "runs/demo" / name)
-    for name, like in {
-        "tiny": "pretrain",
-        "pretrained": "pretrain",
-        "mine/final": "retrieval",
-    }.items():
-        shutil.copytree(folder / "runs/demo" / like, folder / "runs" / name)
+    copies = {"tiny": "pretrain", "pretrained": "pretrain", "mine/final": "retrieval"}
+    for name, original in copies.items():
+        shutil.copytree(folder / "runs/demo" / original, folder / "runs" / name)
     return folder
 
 
 def _write_data() -> None:
+    sizes = {"photos": 24, "more": 4, "drawings": 4, "labelled/red": 4, "labelled/blue": 4}
     captions = {}
-    for folder, count in (
-        ("photos", 24),
-        ("more", 4),
-        ("drawings", 4),
-        ("labelled/red", 4),
-        ("labelled/blue", 4),
-    ):
+    for folder, count in sizes.items():
         Path(folder).mkdir(parents=True)
         for number in range(count):
-            name = folder.partition("/")[2] or list(COLORS)[number % len(COLORS)]
-            pixels = np.random.default_rng(number + 1).integers(0, 40, (24, 32, 3)) + np.array(
-                COLORS[name]
-            )
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
-                path := Path(folder, f"{number}.png")
-            )
-            if folder != "labelled":
-                captions[str(path)] = f"a {name} thing number {number}"
-    for path in captions:
+            color = folder.partition("/")[2] or list(COLORS)[number % len(COLORS)]
+            path = Path(folder, f"{number}.png")
+            _write_image(path, color, seed=number + 1)
+            captions[str(path)] = f"a {color} thing number {number}"
+    for path, caption in captions.items():
         if path.startswith("photos"):
-            Path(path).with_suffix(".txt").write_text(captions[path] + "\n")
+            Path(path).with_suffix(".txt").write_text(caption + "\n")
     for name in ("image", "left", "right"):
         shutil.copy("photos/1.png", f"{name}.png")
     photos = [path for path in captions if path.startswith("photos")]
@@ -209,6 +197,12 @@ def _write_data() -> None:
     Path("prompts.json").write_text(json.dumps({"red": ["a red thing"], "blue": ["a blue thing"]}))
 
 
+def _write_image(path: Path, color: str, *, seed: int) -> None:
+    noise = np.random.default_rng(seed).integers(0, 40, (24, 32, 3))
+    pixels = (noise + COLORS[color]).clip(0, 255)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
 def _write_rows(name: str, rows: list[dict[str, Any]]) -> None:
     Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -218,32 +212,21 @@ def run_command(words: list[str]) -> None:
     if words[0] != "eve":
         check_other(words)
         return
-    argv, known = words[1:], set(words)
-    if argv[0] in ("pretrain", "finetune"):
-        share = {"--data.val-fraction": "0.25"} if "held-out" in known else {}
-        argv = argv + [
-            word
-            for flag, value in (SHORT | share).items()
-            if flag not in known
-            for word in (flag, value)
-        ]
-    if argv[:2] == ["bench", "base"]:
-        argv = [
-            *argv,
-            "--model.depth",
-            "2",
-            "--model.num-deep-blocks",
-            "1",
-        ]  # twelve blocks take seconds
-    is_training = argv[0] in (
-        "pretrain",
-        "finetune",
-    )  # its report takes longer than the step; pages that need one write it
-    with (
-        mock.patch("eve_vl.report.page.write_report", str)
-        if is_training
-        else contextlib.nullcontext()
-    ):
+    argv = words[1:]
+    if argv[:2] == ["bench", "base"]:  # twelve blocks take seconds
+        argv += ["--model.depth", "2", "--model.num-deep-blocks", "1"]
+    if argv[0] not in ("pretrain", "finetune"):
+        main(argv)
+        return
+
+    defaults = dict(SHORT)
+    if "held-out" in argv:
+        defaults["--data.val-fraction"] = "0.25"
+    for flag, value in defaults.items():
+        if flag not in words:
+            argv += [flag, value]
+    # a report takes longer than the step; pages that need one write it
+    with mock.patch("eve_vl.report.page.write_report", str):
         main(argv)
 
 
@@ -274,13 +257,13 @@ def check_other(words: list[str]) -> None:
 @pytest.mark.parametrize("page", with_blocks(is_run=True))
 def test_blocks_run(page: Path, world: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(shutil.copytree(world, tmp_path / "world"))
-    found = [block for block in blocks(page) if block.is_run]
-    commands = [words for block in found if block.language == "bash" for words in block.commands()]
-    for words in commands:  # outputs of a page do not exist before
-        if "--out" in words and words[1] in ("pretrain", "finetune"):
-            shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
+    run_blocks = [block for block in blocks(page) if block.is_run]
+    for block in run_blocks:  # outputs of a page do not exist before
+        for words in block.commands() if block.language == "bash" else []:
+            if "--out" in words and words[1] in ("pretrain", "finetune"):
+                shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
     names: dict[str, Any] = {}
-    for block in found:
+    for block in run_blocks:
         if block.language == "python":
             exec(compile(block.text, page.name, "exec"), names)
             continue
@@ -337,27 +320,30 @@ def test_what_curl_sends_is_answered(world: Path, tmp_path: Path, monkeypatch):
     with serving(*runs, index=runs[0].index("photos", "photos.index")) as client:
         answers = {}
         for *flags, url in map(json.loads, done.stdout.splitlines()):
-            given = dict(zip(flags[::2], flags[1::2], strict=True))
-            body = Path(given["-d"][1:]).read_text() if given["-d"].startswith("@") else given["-d"]
-            path, (name, value) = urlsplit(url).path, given["-H"].split(": ")
-            answers[path] = client.post(path, content=body, headers={name: value})
-    assert {path: answer.status_code for path, answer in answers.items()} == {
-        "/v1/search": 200,
-        "/v1/runs/vqa/answer": 200,
-    }
+            options = dict(zip(flags[::2], flags[1::2], strict=True))
+            body = options["-d"]
+            if body.startswith("@"):
+                body = Path(body[1:]).read_text()
+            header, value = options["-H"].split(": ")
+            path = urlsplit(url).path
+            answers[path] = client.post(path, content=body, headers={header: value}).status_code
+    assert answers == {"/v1/search": 200, "/v1/runs/vqa/answer": 200}
 
 
 def test_rows_and_settings_parse():
     """Parse JSON blocks (one row per line) and TOML blocks; blocks of text are output; no other
     language is left untested."""
-    known, found = {"bash", "python", "console", "text"}, set()
+    data_languages = set()
     for page in [*PAGES, *ROOT.glob("examples/*/README.md")]:
         for language, text in OTHER.findall(page.read_text()):
-            found |= {language} - known
-            rows = [json.loads(line) for line in text.splitlines()] if language == "json" else []
-            assert all(isinstance(row, dict) for row in rows), page
-            assert language != "toml" or tomllib.loads(text), page
-    assert found == {"json", "toml"}
+            if language in ("bash", "python", "console", "text"):
+                continue
+            data_languages.add(language)
+            if language == "json":
+                assert all(isinstance(json.loads(line), dict) for line in text.splitlines()), page
+            else:
+                assert tomllib.loads(text), page
+    assert data_languages == {"json", "toml"}
 
 
 def test_code_fits_on_a_page_without_scrolling():
@@ -386,13 +372,13 @@ def test_lines_of_prose_are_short():
 def test_pages_use_the_terms_of_the_field(words: str):
     avoided = re.compile(rf"\b({words})\b", re.I)
     quoted = re.compile(r"`[^`]*`|\"[^\"]*\"")
-    found = {
+    offenders = {
         line: page.name
         for page in PROSE
         for line in prose(page)
         if avoided.search(quoted.sub("", line))
     }
-    assert not found, f"write {GLOSSARY[words]}"
+    assert not offenders, f"write {GLOSSARY[words]}"
 
 
 def test_flags_in_the_text_exist():
@@ -401,29 +387,24 @@ def test_flags_in_the_text_exist():
         *ROOT.glob("benchmarks/**/*.py"),
         *ROOT.glob("examples/*/*.py"),
     ]
-    known = {flag for path in sources for flag in FLAG.findall(path.read_text())} | {
-        "--help",
-        "--code",
-    }
+    flags = {"--help", "--code"}
+    for path in sources:
+        flags.update(FLAG.findall(path.read_text()))
+    of_torchrun = re.compile("nproc|node|master|restarts|rdzv|standalone|array")
     for page in PAGES:
-        named = {flag.replace("--no-", "--") for flag in FLAG.findall(page.read_text())}
-        texts = {flag for flag in named - known if flag.replace(".no-", ".") not in known}
-        assert not {
-            flag
-            for flag in texts
-            if "nproc" not in flag
-            and not re.search("node|master|restarts|rdzv|standalone|array", flag)
-        }, page.name
+        for flag in FLAG.findall(page.read_text()):
+            positive = flag.replace("--no-", "--").replace(".no-", ".")
+            assert {flag, positive} & flags or of_torchrun.search(flag), (page.name, flag)
 
 
 def test_numbers_in_the_text_were_measured():
     sources = [ROOT / "benchmarks/RESULTS.md", ROOT / "LOG.md", ROOT / "pyproject.toml"]
-    known = {number for path in sources for number in re.findall(r"\d+\.\d+", path.read_text())}
+    measured = {number for path in sources for number in re.findall(r"\d+\.\d+", path.read_text())}
     for page in MEASURED:
         text = re.sub(
             r"```.*?```|`[^`]*`|arXiv\s[\d.]+|\]\([^)]*\)", "", page.read_text(), flags=re.S
         )
-        assert set(re.findall(r"\d+\.\d+", text)) <= known, page.name
+        assert set(re.findall(r"\d+\.\d+", text)) <= measured, page.name
 
 
 def recipe_table() -> str:
@@ -441,8 +422,7 @@ def recipe_table() -> str:
 
 def test_the_tables_of_recipes_are_what_the_recipes_say():
     assert {*TITLES} == {recipe.__module__ for recipe in recipes(EITHER).values()}
-    found = TABLE.search(RECIPES.read_text())
-    assert found is not None and found[0] == recipe_table()
+    assert TABLE.findall(RECIPES.read_text()) == [recipe_table()]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="pip install 'eve-vl[docs]'")
@@ -456,17 +436,15 @@ def test_the_site_has_no_broken_link_and_loads_nothing_from_elsewhere(tmp_path: 
     assert len(pages) >= len(PAGES)
     for path, text in pages.items():
         for tag, link in set(LINK.findall(text)):
-            url, where = urlsplit(link), f"{path.name}: {link}"
+            url = urlsplit(link)
+            where = f"{path.name}: {link}"
             if url.scheme or url.netloc:
                 assert tag == "a", where
                 continue
             target = (path.parent / unquote(url.path)).resolve() if url.path else path
             assert target.exists(), where
-            assert (
-                not url.fragment
-                or url.fragment.startswith("__")
-                or unquote(url.fragment) in ids[target]
-            ), where
+            if url.fragment and not url.fragment.startswith("__"):
+                assert unquote(url.fragment) in ids[target], where
 
 
 if __name__ == "__main__":

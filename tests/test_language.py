@@ -1,7 +1,6 @@
 """Plain language in the package: words to avoid in names, docstrings, comments and messages.
 
-Each test lists all offenders with file and line. Files and folders in NOT_YET still fail; whoever
-cleans one removes it there. tests/test_docs.py does the same for README and docs.
+Each test lists all offenders with file and line. tests/test_docs.py does the same for README and docs.
 """
 
 import ast
@@ -18,12 +17,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "eve_vl"
 CODE = sorted(PACKAGE.rglob("*.py"))
 PAGES = sorted([*PACKAGE.rglob("*.html"), *PACKAGE.rglob("*.js")])
-
-NOT_YET: dict[str, tuple[str, ...]] = {
-    "names": (),
-    "prose": (),
-}
-"""Rule → files and folders that break it."""
 
 # Parts of identifiers → what to write instead.
 NAMES = {
@@ -85,13 +78,9 @@ def parsed(path: Path) -> ast.Module:
 
 
 def check(rule: str, offenders: list[str]) -> None:
-    """Fail with all offenders outside the rooms that NOT_YET lists for a rule."""
-    left = (
-        [one for one in offenders if not one.startswith(NOT_YET[rule])]
-        if NOT_YET[rule]
-        else offenders
-    )
-    assert not left, f"{len(left)} offenders ({rule}):\n" + "\n".join(left)
+    """Fail with a list of all offenders."""
+    offenders = sorted(set(offenders))
+    assert not offenders, f"{len(offenders)} offenders ({rule}):\n" + "\n".join(offenders)
 
 
 def identifiers(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -146,8 +135,9 @@ def comments(path: Path) -> Iterator[tuple[str, int]]:
 def prose() -> Iterator[tuple[Path, str, int]]:
     """All texts for people: docstrings (help texts among them), comments, messages, pages."""
     for path in CODE:
-        for found in (docstrings(parsed(path)), messages(parsed(path)), comments(path)):
-            for text, start in found:
+        tree = parsed(path)
+        for texts in (docstrings(tree), messages(tree), comments(path)):
+            for text, start in texts:
                 for offset, line in enumerate(text.splitlines()):
                     yield path, line, start + offset
     for path in PAGES:
@@ -166,7 +156,7 @@ def test_names_use_the_terms_of_the_field():
                 for part in parts
                 if part in avoided
             ]
-    check("names", sorted(set(offenders)))
+    check("names", offenders)
 
 
 def test_prose_uses_plain_words():
@@ -176,11 +166,11 @@ def test_prose_uses_plain_words():
     }
     offenders = []
     for path, text, line in prose():
-        kept = re.sub("|".join(ALLOWED), " ", text)
+        checked = re.sub("|".join(ALLOWED), " ", text)
         for pattern, instead in patterns.items():
-            if found := pattern.search(kept):
-                offenders.append(f"{place(path, line)}: {found[0]!r}; write {instead}")
-    check("prose", sorted(set(offenders)))
+            for words in pattern.findall(checked):
+                offenders.append(f"{place(path, line)}: {words!r}; write {instead}")
+    check("prose", offenders)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,10 @@ FLAGS = {
     IndexArgs: f"--device {SOURCE} --run --out --drop --batch-size",
     FeaturesArgs: f"--device {SOURCE} --run --out --texts --texts-of --part-rows --batch-size",
     LearnArgs: f"--device {SOURCE} --for --task --out --val --test",
-    SearchArgs: "--device --json --image --caption --by --min-score --top --rerank --folder --where --run --html",
+    SearchArgs: """
+        --device --json --image --caption --by --min-score --top --rerank --folder --where --run
+        --html
+    """,
     ServeArgs: SERVE,
     WriteArgs: "--rows --seed",
     CheckArgs: f"{SOURCE} --json --kind --recipe --init",

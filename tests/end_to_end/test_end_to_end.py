@@ -8,7 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from eve_vl.cli.calls import call_verbs
+from eve_vl.cli.verbs import VERBS
 from eve_vl.metrics.intervals import from_json, to_json
+from eve_vl.recipes.registry import recipes
 from eve_vl.train.run_log import read_log
 
 
@@ -47,15 +50,8 @@ def test_pretrain_evaluate_report(eve, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert numbers_in(tmp_path / "again.json") == pytest.approx(metrics, abs=1e-6)
 
-    done = eve(
-        "evaluate",
-        "masked_signal",
-        "run/checkpoints/step_00000010",
-        "--data",
-        "scenes:test_novel",
-        "--json",
-        "o/novel.json",
-    )
+    novel = ("--data", "scenes:test_novel", "--json", "o/novel.json")
+    done = eve("evaluate", "masked_signal", "run/checkpoints/step_00000010", *novel)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "o/novel.json").read_text())["mlm_acc"] != metrics["mlm_acc"]
 
@@ -63,9 +59,8 @@ def test_pretrain_evaluate_report(eve, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "inspect.json").read_text())["parameters"]["total"] > 100_000
 
-    again = eve(
-        "pretrain", "tiny", "--out", "run", "--train.dtype", "float32"
-    )  # a finished run is only evaluated and reported again
+    # a finished run is only evaluated and reported again
+    again = eve("pretrain", "tiny", "--out", "run", "--train.dtype", "float32")
     assert again.returncode == 0, again.stderr
     assert numbers_in(tmp_path / "run/metrics.json") == metrics
     assert (tmp_path / "run/log.jsonl").read_text().count('"train"') == 4
@@ -81,117 +76,54 @@ def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
         color = list(colors)[number % 3]
         Image.new("RGB", (60, 40 + number), colors[color]).save(tmp_path / f"folder/{number}.jpg")
         (tmp_path / f"folder/{number}.txt").write_text(f"a plain {color} image number {number}\n")
-        rows.append(
-            {
-                "image": f"folder/{number}.jpg",
-                "captions": [f"{color} all over", f"nothing but {color}"],
-            }
-        )
+        captions = [f"{color} all over", f"nothing but {color}"]
+        rows.append({"image": f"folder/{number}.jpg", "captions": captions})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert eve("data", "check", "folder", "--json", "check.json").returncode == 0
     (tmp_path / "words.txt").write_text("zyzzyva zyzzyva\n" * 50)  # of texts alone too
-    done = eve(
-        "tokenizer",
-        "train",
-        "folder",
-        "rows.jsonl",
-        "words.txt",
-        "--out",
-        "tok.json",
-        "--vocab-size",
-        300,
-    )
+    sources = ("folder", "rows.jsonl", "words.txt")
+    done = eve("tokenizer", "train", *sources, "--out", "tok.json", "--vocab-size", 300)
     assert done.returncode == 0, done.stderr
-    done = eve(
-        *(
-            "pretrain",
-            "tiny",
-            "--out",
-            "mine",
-            "--data.train",
-            "folder",
-            "rows.jsonl",
-            "--data.train-weights",
-            1,
-            3,
-        ),
-        *(
-            "--data.val",
-            "rows.jsonl",
-            "--tokenizer.path",
-            "tok.json",
-            "--train.steps",
-            4,
-            "--data.num-workers",
-            1,
-        ),
-        *("--train.dtype", "float32"),
-    )
+    mixed = ("--data.train", "folder", "rows.jsonl", "--data.train-weights", 1, 3)
+    data = (*mixed, "--data.val", "rows.jsonl", "--tokenizer.path", "tok.json")
+    short = ("--train.steps", 4, "--data.num-workers", 1, "--train.dtype", "float32")
+    done = eve("pretrain", "tiny", "--out", "mine", *data, *short)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine/tokenizer.json").read_text() == (tmp_path / "tok.json").read_text()
     metrics = numbers_in(tmp_path / "mine/metrics.json")
     (logged,) = (row for row in read_log(tmp_path / "mine") if row["kind"] == "val")
     assert logged == {"kind": "val", "step": 4, **metrics}
 
-    for data in (
-        (),
-        ("--data", "rows.jsonl"),
-        ("--data", tmp_path / "rows.jsonl"),
-    ):  # it was validated on what it was trained on
+    # it was validated on the rows that it was trained on
+    leak = "note: of 12 rows compared, 12 show what this run was trained on"
+    for data in ((), ("--data", "rows.jsonl"), ("--data", tmp_path / "rows.jsonl")):
         done = eve("evaluate", "masked_signal", "mine", *data, "--json", "mine.json")
         assert done.returncode == 0, done.stderr
         again = numbers_in(tmp_path / "mine.json")
         assert {name: again[name] for name in metrics} == pytest.approx(metrics, abs=1e-6)
-        assert (
-            "note: of 12 rows compared, 12 show what this run was trained on"
-            in done.stdout.splitlines()
-        )
+        assert leak in done.stdout.splitlines()
     few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2)
-    own = ("--data.train", "rows.jsonl", "--data.val", "rows.jsonl")
-    assert (
-        eve(
-            "finetune", "demo_retrieval", "--init", "mine", "--out", "search", *own, *few
-        ).returncode
-        == 0
-    )
+    data = ("--data.train", "rows.jsonl", "--data.val", "rows.jsonl")
+    done = eve("finetune", "demo_retrieval", "--init", "mine", "--out", "search", *data, *few)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_part_can_stand_still_and_a_part_learn_slowly(eve, tmp_path: Path):
-    flags = (
-        "--train.freeze",
-        "encoder.text.*",
-        "--train.lr-multipliers",
-        "encoder.image.*",
-        1e-9,
-        "pixel_decoder.*",
-        0.5,
-    )
-    start = (
-        "pretrain",
-        "tiny",
-        "--out",
-        "run",
-        "--train.save-every",
-        1,
-        "--train.keep-checkpoints",
-        3,
-        "--train.warmup",
-        0,
-    )
+    slow = ("--train.lr-multipliers", "encoder.image.*", 1e-9, "pixel_decoder.*", 0.5)
+    flags = ("--train.freeze", "encoder.text.*", *slow)
+    saves = ("--train.save-every", 1, "--train.keep-checkpoints", 3)
+    start = ("pretrain", "tiny", "--out", "run", *saves, "--train.warmup", 0)
     start += ("--train.dtype", "bfloat16")
     done = eve(*start, "--train.steps", 2, *flags)
     assert done.returncode == 0, done.stderr
-    one, two = (
-        load_file(path / "model.safetensors")
-        for path in sorted((tmp_path / "run/checkpoints").iterdir())
-    )
-    assert torch.equal(one["encoder.text.words.weight"], two["encoder.text.words.weight"])
-    torch.testing.assert_close(
-        one["encoder.image.proj.weight"], two["encoder.image.proj.weight"], rtol=0, atol=1e-9
-    )
-    assert not torch.equal(
-        one["encoder.blocks.0.attn.qkv.weight"], two["encoder.blocks.0.attn.qkv.weight"]
-    )
+    first, second = sorted((tmp_path / "run/checkpoints").iterdir())
+    before = load_file(first / "model.safetensors")
+    after = load_file(second / "model.safetensors")
+    assert torch.equal(before["encoder.text.words.weight"], after["encoder.text.words.weight"])
+    slow_weight = "encoder.image.proj.weight"
+    torch.testing.assert_close(before[slow_weight], after[slow_weight], rtol=0, atol=1e-9)
+    trained = "encoder.blocks.0.attn.qkv.weight"
+    assert not torch.equal(before[trained], after[trained])
     assert eve(*start, "--train.steps", 2, *flags).returncode == 0
     refused = eve(*start, "--train.steps", 2).stderr
     assert "train.freeze encoder.text.* → none; " in refused
@@ -199,10 +131,6 @@ def test_a_part_can_stand_still_and_a_part_learn_slowly(eve, tmp_path: Path):
 
 
 def test_help_names_every_verb_and_recipe(eve):
-    from eve_vl.cli.calls import call_verbs
-    from eve_vl.cli.verbs import VERBS
-    from eve_vl.recipes.registry import recipes
-
     text = eve("--help").stdout
     assert all(verb in text for verb in (*VERBS, *call_verbs()))
     text = eve("pretrain", "--help").stdout
