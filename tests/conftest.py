@@ -38,7 +38,6 @@ def pytest_collection_finish() -> None:
 
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
-
 Completed = subprocess.CompletedProcess[str]
 
 
@@ -88,19 +87,16 @@ def no_report(monkeypatch) -> None:
     """Training without its report, which takes longer than the steps; tests of reports and
     test_end_to_end.py write it."""
     write = page.write_report
-    monkeypatch.setattr(
-        page, "write_report", lambda run, *out: write(run, *out) if out else run
-    )  # `eve report` names one
+
+    def write_if_named(run: Path, *out: Path) -> Path:
+        return write(run, *out) if out else run  # `eve report` names one
+
+    monkeypatch.setattr(page, "write_report", write_if_named)
 
 
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory) -> Path:
     """A run of four steps, to start fine-tuning from."""
     run = tmp_path_factory.mktemp("pretrained") / "run"
-    main(
-        [
-            *("pretrain", "tiny", "--out", str(run)),
-            *("--train.steps", "4", "--data.val-samples", "8"),
-        ]
-    )
+    main(["pretrain", "tiny", "--out", str(run), "--train.steps", "4", "--data.val-samples", "8"])
     return run

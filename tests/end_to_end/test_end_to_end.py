@@ -13,6 +13,7 @@ from eve_vl.cli.verbs import VERBS
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.recipes.registry import recipes
 from eve_vl.train.run_log import read_log
+from helpers import shortcuts
 
 
 def numbers_in(path: Path) -> dict[str, float]:
@@ -21,6 +22,28 @@ def numbers_in(path: Path) -> dict[str, float]:
     assert to_json(numbers)["certainty"]
     numbers.pop("data", None)  # of an evaluation; training keeps data.json
     return numbers
+
+
+def test_a_run_without_the_shortcuts_of_the_suite(eve, tmp_path: Path, monkeypatch):
+    """Files are synced, and a CPU that multiplies bfloat16 trains in it."""
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(descriptor)
+        shortcuts.REAL_FSYNC(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", shortcuts.REAL_BFLOAT16_DETECTION)
+    monkeypatch.setattr("eve_vl.run.training.run_lines", shortcuts.RUN_LINES)
+    done = eve("pretrain", "tiny", "--out", "run", "--train.steps", 4)
+    assert done.returncode == 0, done.stderr
+    dtype = "bfloat16" if shortcuts.REAL_BFLOAT16_DETECTION() else "float32"
+    assert f"machine: cpu, {dtype}, " in done.stdout
+    assert len(synced) > 4
+    done = eve("evaluate", "masked_signal", "run", "--samples", 64, "--json", "again.json")
+    assert done.returncode == 0, done.stderr
+    metrics = numbers_in(tmp_path / "run/metrics.json")
+    assert numbers_in(tmp_path / "again.json") == pytest.approx(metrics, rel=1e-3)
 
 
 def test_pretrain_evaluate_report(eve, tmp_path: Path):
