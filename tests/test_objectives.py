@@ -12,16 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl import objectives
+from helpers.slow_contrast import slow_contrastive, softmax
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def softmax(scores: list[float]) -> list[float]:
-    total = sum(math.exp(score) for score in scores)
-    return [math.exp(score) / total for score in scores]
 
 
 # Masked signal
@@ -125,24 +121,6 @@ def test_balance_keeps_leading_axes():
 
 def features(count: int) -> Tensor:
     return F.normalize(torch.randn(count, 6), dim=1)
-
-
-def slow_contrastive(
-    image: Tensor,
-    text: Tensor,
-    all_images: Tensor,
-    all_texts: Tensor,
-    is_match: Tensor,
-    temperature: float,
-) -> float:
-    """One query after the other: minus the mean log-probability of its matches."""
-    total = 0.0
-    for queries, candidates in ((image, all_texts), (text, all_images)):
-        for query, matches in zip(queries, is_match.tolist(), strict=True):
-            probabilities = softmax((candidates @ query / temperature).tolist())
-            logs = [math.log(p) for p, right in zip(probabilities, matches, strict=True) if right]
-            total -= sum(logs) / len(logs)
-    return total / (2 * len(image))
 
 
 @pytest.mark.parametrize("images", [[0, 1, 2, 3, 4], [0, 1, 0, 0, 4], [7, 7, 7, 7, 7]])

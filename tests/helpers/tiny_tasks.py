@@ -6,18 +6,24 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import Config, TaskConfig
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.row_dataset import RowDataset
+from eve_vl.metrics.matches import Relevance
 from eve_vl.model.tokens import Tokens
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.evaluator import evaluator_class, evaluator_of
 from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.nlvr2.task import NLVR2
 from eve_vl.tasks.retrieval.config import RetrievalConfig
+from eve_vl.tasks.retrieval.gallery import Gallery
+from eve_vl.tasks.retrieval.gathering import gather_gallery
+from eve_vl.tasks.retrieval.search_set import SearchSet
+from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.task import Sizes, Task, task_class
 from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.tasks.vqa.task import VQA
@@ -65,6 +71,14 @@ def build(config: Config, *, noise: float = 0.1) -> Task[Any]:
     if noise and isinstance(task, VQA | NLVR2):
         _centre(task)
     return task
+
+
+def retrieval(**task: Any) -> Retrieval:
+    """Return a retrieval task; task: fields of its section."""
+    section = RetrievalConfig(**({"rerank": 4} | task))
+    built = build(tiny_config(task=section, model={"balance_weight": 0.5}))
+    assert isinstance(built, Retrieval)
+    return built
 
 
 def _centre(task: VQA | NLVR2) -> None:
@@ -120,6 +134,26 @@ def eval_set(config: Config, count: int = 23) -> Any:
         else SOURCES[config.task.name](count)
     )
     return evaluator_class(type(config.task)).dataset([source], config, TOKENIZER)
+
+
+def gallery_of(task: Retrieval, dataset: SearchSet) -> Gallery:
+    return gather_gallery(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
+
+
+def paired_gallery(image_Id: Tensor, text_Nd: Tensor) -> Gallery:
+    """Return features of images, of which the first texts are the only captions, one each."""
+    num = len(image_Id)
+    rows = torch.arange(num)
+    return Gallery(
+        image_Id=image_Id,
+        text_Nd=text_Nd,
+        text_T=rows,
+        ids=[rows[:1]] * num,
+        lengths=[],
+        owner_I=torch.zeros_like(rows),
+        pixels={},
+        relevance=Relevance.from_pairs(rows, rows, num, num),
+    )
 
 
 def numbers_of(

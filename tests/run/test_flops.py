@@ -16,7 +16,8 @@ from eve_vl.run.flops import forward_flops, inspect_config
 from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.task import Sizes, task_class
-from tests.tasks.test_baselines import TASKS, build, config_of, full
+from helpers.masked_pairs import masked_batch
+from helpers.pretraining_losses import TASKS, build, config_of
 
 # Forward MFLOP per row, from formulas for each matrix product of the encoder's passes and of
 # decoders, token heads included,
@@ -78,7 +79,8 @@ def test_flops_are_those_of_a_real_batch(name, policies, monkeypatch):
         top_k=2,
     )
     config = replace(config, train=replace(config.train, batch_size=2, accumulation=1))
-    task, batch = build(config), full(2)
+    task = build(config)
+    batch = masked_batch((12, 12))
     expected = 2 * sum(forward_flops(config, task.sizes).values())
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:

@@ -1,125 +1,119 @@
 """Contrast over all micro-batches of a step: each pair keeps all its negatives."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from eve_vl.config import EveModelConfig
-from eve_vl.tasks.contrast.contrast import replayed
+from eve_vl.config import Config
+from eve_vl.tasks.contrast.cached_contrast import replayed
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.train.random_state import get_rng_state
-from helpers import tiny_tasks as tiny
+from helpers.tiny_tasks import SECTIONS, TOKENIZER, build
+from helpers.twins import pairs, tiny_config
 
 ROWS = 12
-SECTIONS = {
-    "retrieval": tiny.SECTIONS["retrieval_itc"],
+TASKS = {
+    "retrieval": SECTIONS["retrieval_itc"],
     "contrast_match": ContrastMatchConfig(mlm_weight=0.0, itm_weight=0.0, projection_dim=8),
 }
 
 
-def gradients(
-    name: str, num_micro_batches: int, *, dropout: float = 0.0
-) -> tuple[dict[str, Tensor], float]:
-    """Of one step over the same rows, without the balance loss, which is of a micro-batch."""
-    config = tiny.config_of("retrieval_itc")
-    config = replace(
-        config,
-        task=SECTIONS[name],
-        model=replace(config.model, balance_weight=0.0, dropout=dropout),
-    )
-    assert isinstance(config.model, EveModelConfig)
-    task = tiny.build(config).train()
-    source = tiny.SOURCES["retrieval"](ROWS)
-    dataset = type(task).dataset([source], config, tiny.TOKENIZER, training=True)
+def config_of(name: str = "retrieval", **model: Any) -> Config:
+    return tiny_config(task=TASKS[name], model=model)
+
+
+def micro_batches(task: Any, count: int) -> list[Any]:
+    """Return the same rows in `count` batches."""
+    dataset = type(task).dataset([pairs(ROWS)], task.config, TOKENIZER, training=True)
     samples = [dataset[(0, 0, row)] for row in range(ROWS)]
-    size = ROWS // num_micro_batches
-    micro_batches = [
-        dataset.collate(samples[start : start + size]) for start in range(0, ROWS, size)
-    ]
-    torch.manual_seed(0)
+    size = ROWS // count
+    return [dataset.collate(samples[start : start + size]) for start in range(0, ROWS, size)]
+
+
+@dataclass
+class Step:
+    loss: float
+    gradients: dict[str, Tensor]
+
+
+def step_of(name: str, num_micro_batches: int) -> Step:
+    """Return a step without the balance loss, which is one of a micro-batch."""
+    task: Any = build(config_of(name, balance_weight=0.0)).train()
     loss = 0.0
-    for batch in task.before_step(micro_batches):
+    for batch in task.before_step(micro_batches(task, num_micro_batches)):
         output = task(batch)
         (output.loss / num_micro_batches).backward()
         loss += output.terms["itc"].item() / num_micro_batches
-    return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}, loss
+    gradients = {}
+    for name, parameter in task.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad
+    return Step(loss, gradients)
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("num_micro_batches", [2, 4])
-def test_the_step_is_that_of_the_whole_batch(name, num_micro_batches):
-    whole, loss = gradients(name, 1)
-    parts, same_loss = gradients(name, num_micro_batches)
-    assert same_loss == pytest.approx(loss, rel=1e-5)
-    assert whole.keys() == parts.keys()
-    for parameter, gradient in whole.items():
+def test_micro_batches_have_the_gradients_of_the_whole_batch(name, num_micro_batches):
+    whole = step_of(name, 1)
+    parts = step_of(name, num_micro_batches)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert parts.gradients.keys() == whole.gradients.keys()
+    for parameter, gradient in whole.gradients.items():
         tolerance = 1e-5 * gradient.abs().max().item()
         torch.testing.assert_close(
-            parts[parameter], gradient, rtol=1e-4, atol=tolerance, msg=parameter
+            parts.gradients[parameter], gradient, rtol=1e-4, atol=tolerance, msg=parameter
         )
 
 
-def test_with_dropout_the_second_look_is_the_first(monkeypatch):
-    """The gradient is by the features of the first pass, so it is right only if the second has the
-    same."""
-    config = tiny.config_of("retrieval_itc")
-    config = replace(config, model=replace(config.model, dropout=0.3, drop_path=0.3))
-    task: Any = tiny.build(config).train()
-    dataset = tiny.train_set(config, ROWS)
-    batches = [
-        dataset.collate([dataset[(0, 0, row)] for row in range(start, start + 4)])
-        for start in (0, 4, 8)
-    ]
-    seen: list[tuple[Tensor, Tensor]] = []
-    features = task.contrast.unimodal
+def test_the_second_pass_repeats_the_dropout_of_the_first(monkeypatch):
+    """Gradients by the features of the first pass are right only if the second has the same."""
+    task: Any = build(config_of(dropout=0.3, drop_path=0.3)).train()
+    batches = micro_batches(task, 3)
+    images: list[Tensor] = []
+    texts: list[Tensor] = []
+    unimodal = task.contrast.unimodal
 
-    def watch(*args):
-        result = features(*args)
-        seen.append((result.image_BXd.detach(), result.text_BXd.detach()))
-        return result
+    def watched(*args: Any) -> Any:
+        features = unimodal(*args)
+        images.append(features.image_BXd.detach())
+        texts.append(features.text_BXd.detach())
+        return features
 
-    monkeypatch.setattr(task.contrast, "unimodal", watch)
+    monkeypatch.setattr(task.contrast, "unimodal", watched)
     for batch in task.before_step(batches):
         task(batch)
-    assert len(seen) == 6
-    for first, second in zip(seen[:3], seen[3:], strict=True):
-        assert torch.equal(first[0], second[0])
-        assert torch.equal(first[1], second[1])
-    assert not torch.equal(
-        seen[0][0], features(task.encoder, batches[0]).image_BXd
-    )  # for dropout does something here
+    assert len(images) == 6
+    torch.testing.assert_close(images[3:], images[:3], rtol=0, atol=0)
+    torch.testing.assert_close(texts[3:], texts[:3], rtol=0, atol=0)
+    repeated = unimodal(task.encoder, batches[0]).image_BXd
+    assert not torch.equal(images[0], repeated)  # dropout changes features
 
 
 def test_each_micro_batch_updates_running_averages_once():
-    """The first pass of GradCache computes features that `forward` computes once more."""
-    config = tiny.config_of("retrieval_itc")
-    config = replace(config, model=replace(config.model, stem="conv"))
-    task, twin = (tiny.build(config).train() for _ in range(2))
-    dataset = tiny.train_set(config, ROWS)
-    batches = [
-        dataset.collate([dataset[(0, 0, row)] for row in range(start, start + 4)])
-        for start in (0, 4, 8)
-    ]
+    """The first pass of GradCache computes features that `forward` computes again."""
+    config = config_of(stem="conv")
+    task: Any = build(config).train()
+    twin: Any = build(config).train()
+    batches = micro_batches(task, 3)
     for batch in task.before_step(batches):
         task(batch)
     for batch in batches:
         twin(batch)  # accumulation 1: no first pass
-    averages = {name: value for name, value in task.named_buffers() if "running" in name}
-    assert any(
-        not torch.equal(value, tiny.build(config).get_buffer(name))
-        for name, value in averages.items()
-    )
-    for name, value in averages.items():
-        assert torch.equal(value, twin.get_buffer(name)), name
+    names = [name for name, _ in task.named_buffers() if "running" in name]
+    initial = build(config)
+    for name in names:
+        assert torch.equal(task.get_buffer(name), twin.get_buffer(name)), name
+    assert not all(torch.equal(task.get_buffer(name), initial.get_buffer(name)) for name in names)
 
 
-def test_after_a_replay_random_numbers_go_on_as_if_there_had_been_none():
+def test_random_numbers_after_a_replay_are_those_without_it():
     torch.manual_seed(3)
     state = get_rng_state()
-    first, second = torch.rand(2), torch.rand(2)
+    first = torch.rand(2)
+    second = torch.rand(2)
     torch.manual_seed(3)
     torch.rand(2)
     with replayed(state):

@@ -1,31 +1,41 @@
-"""Retrieval by matching only: every pair is scored, against loops over pairs."""
+"""Retrieval by matching only: ranking loss, and a search that scores every pair."""
 
 import math
 import statistics
+from collections import Counter
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
 from eve_vl.cli.main import main
 from eve_vl.evaluation.evaluate import with_settings
 from eve_vl.run.resume_checks import check_batch_size
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
-from eve_vl.tasks.contrast_match.task import ContrastMatch
-from eve_vl.tasks.evaluator import evaluator_class, evaluator_of
+from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.retrieval import reranking
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.utils.errors import UserError
-from helpers import tiny_tasks as tiny
-from helpers.slow_ranking import slow_hit
+from helpers import tiny_tasks
+from helpers.slow_ranking import RECALLS, slow_hit
+from helpers.slow_search import (
+    candidate_pixels,
+    caption_batch,
+    ids_of_text,
+    lone_pairs,
+    match_logits,
+)
 from helpers.tiny_runs import TEXT, noise, tiny_run, write_run
-from helpers.twins import tiny_config
-from tests.tasks.test_retrieval import caption_batch, match_logits, pieces
+from helpers.tiny_tasks import TOKENIZER, eval_set, numbers_of
+from helpers.twins import pairs, tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -33,265 +43,283 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def alone(**task: Any) -> RetrievalConfig:
-    return RetrievalConfig(**{"itc_weight": 0.0, "rerank": 0} | task)
+def matching_only(**task: Any) -> RetrievalConfig:
+    return RetrievalConfig(**({"itc_weight": 0.0, "rerank": 0} | task))
 
 
-def build(task: Any) -> Any:
-    return tiny.build(
-        tiny_config(task=task, model={"balance_weight": 0.0}, train={"batch_size": 6})
-    )
+def build(section: Any) -> Any:
+    config = tiny_config(task=section, model={"balance_weight": 0.0}, train={"batch_size": 6})
+    return tiny_tasks.build(config)
 
 
-def logits_of(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
-    """Of one pair alone: no, yes."""
-    found = match_logits(task, pixels, ids)
-    return found if len(found) == 2 else [0.0, *found]
+def match_score(task: Any, pixels: Tensor, ids: Tensor) -> float:
+    """Return the score that pairs are ordered by: the logit of yes, or the only one."""
+    return match_logits(task, pixels, ids)[-1]
 
 
-# What is trained
+# Training
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("itc_weight", [0.0, 1.0])
-def test_ranking_is_the_cross_entropy_of_the_own_text_among_drawn_ones(itc_weight, monkeypatch):
-    """Rows 0 and 2 show one image, so that neither text is wrong for it: with five texts of six a
-    row may draw it, but not count it."""
-    task = build(alone(itm_loss="ranking", ranking_candidates=4, itc_weight=itc_weight))
-    batch, draws = caption_batch(task), torch.rand(6, 6)
+def test_ranking_is_the_cross_entropy_of_the_true_text_among_random_ones(itc_weight, monkeypatch):
+    """Rows 0 and 2 show one image: with four texts of six, neither is drawn for the other."""
+    section = matching_only(itm_loss="ranking", ranking_candidates=4, itc_weight=itc_weight)
+    task = build(section)
+    batch = caption_batch(task)
+    draws = torch.rand(6, 6)
     draws[0, [1, 3, 4, 5]] = torch.tensor([0.9, 0.1, 0.8, 0.2])
     monkeypatch.setattr(torch, "rand", lambda *_, **__: draws.clone())
-    rows, total, right = pieces(batch), 0.0, 0
+    rows = lone_pairs(batch)
+    total = 0.0
+    num_right = 0
     for row in range(6):
-        others = [other for other in range(6) if other != row and {row, other} != {0, 2}]
-        drawn = sorted(others, key=lambda other: draws[row, other].item())[:3]
-        own, *wrong = (logits_of(task, rows[row][0], rows[text][1])[1] for text in [row, *drawn])
-        total += math.log(sum(math.exp(score - own) for score in [own, *wrong]))
-        right += own > max(wrong)
+        negatives = [text for text in range(6) if text != row and {row, text} != {0, 2}]
+        drawn = sorted(negatives, key=lambda text: draws[row, text].item())[:3]
+        scores = [match_score(task, rows[row].pixels, rows[text].ids) for text in [row, *drawn]]
+        total += math.log(sum(math.exp(score - scores[0]) for score in scores))
+        num_right += scores[0] > max(scores[1:])
     terms = task(batch).terms
     assert terms["itm"].item() == pytest.approx(total / 6, rel=1e-4)
-    assert terms["itm_acc"].item() == pytest.approx(right / 6)
+    assert terms["itm_acc"].item() == pytest.approx(num_right / 6)
     assert ("itc" in terms) == bool(itc_weight)
 
 
-def test_matching_alone_has_no_features_and_gives_half_of_the_texts_another_image():
-    task = build(alone()).train()
+def test_matching_only_has_no_features():
+    task = build(matching_only()).train()
     assert {name.split(".")[0] for name, _ in task.contrast.named_parameters()} == {"match_head"}
     assert not task.is_comparable
     assert "itc" not in task(caption_batch(task)).terms
 
 
-def test_scores_that_rank_start_as_the_match_logit_and_go_on_as_they_are():
-    task, weight = build(alone(itm_loss="ranking", ranking_candidates=2)), torch.randn(2, 16)
+def test_ranking_scores_start_as_the_match_logit_and_continue_unchanged():
+    task = build(matching_only(itm_loss="ranking", ranking_candidates=2))
+    weight = torch.randn(2, 16)
     tensors = {
         "contrast.match_head.weight": weight,
         "contrast.match_head.bias": torch.tensor([3.0, 4.0]),
     }
-    kept = task.init_weights_from(tensors, ())
-    torch.testing.assert_close(kept["contrast.match_head.weight"], weight[1:])
-    assert kept["contrast.match_head.bias"].tolist() == [4.0]
-    assert all(
-        torch.equal(value, kept[name]) for name, value in task.init_weights_from(kept, ()).items()
-    )
-    assert build(alone()).init_weights_from(tensors, ()) == tensors
+    weights = task.init_weights_from(tensors, ())
+    torch.testing.assert_close(weights["contrast.match_head.weight"], weight[1:])
+    assert weights["contrast.match_head.bias"].tolist() == [4.0]
+    torch.testing.assert_close(task.init_weights_from(weights, ()), weights, rtol=0, atol=0)
+    assert build(matching_only()).init_weights_from(tensors, ()) == tensors
 
 
 def test_texts_of_one_image_leave_nothing_to_rank():
-    task = build(alone(itm_loss="ranking", ranking_candidates=6))
+    task = build(matching_only(itm_loss="ranking", ranking_candidates=6))
     assert task(caption_batch(task, (0, 3, 4))).terms["itm"].item() == 0
 
 
-# What is found
+# Search
 
 
-def naive(task: Any, dataset: SearchSet) -> dict[str, float]:
-    """Recalls by the match logit of each image and each caption, pair after pair."""
-    pixels = [
-        dataset[(0, 0, index)].image[None].float() / 127.5 - 1
-        for index in range(len(dataset.images))
-    ]
-    ids = [torch.from_numpy(dataset.tokens(words))[None] for words in dataset.captions]
-    scores = [[round(logits_of(task, image, text)[1], 4) for text in ids] for image in pixels]
-    of_text = [
-        [i for i, true in enumerate(dataset.captions_of) if t in true] for t in range(len(ids))
-    ]
-    ways = ("tr", scores, dataset.captions_of), ("ir", [*zip(*scores, strict=True)], of_text)
-    return {
-        f"{way}{k}": statistics.mean(
-            slow_hit(row, each, k) for row, each in zip(keys, wanted, strict=True)
+def slow_recalls(task: Any, dataset: SearchSet) -> dict[str, float]:
+    """Return recalls by the match scores of each image with each caption."""
+    captions_ids = [ids_of_text(dataset, caption) for caption in dataset.captions]
+    scores = []
+    for pixels in candidate_pixels(dataset):
+        scores.append([round(match_score(task, pixels, ids), 4) for ids in captions_ids])
+    images_of_caption: list[list[int]] = [[] for _ in captions_ids]
+    for image, captions in enumerate(dataset.captions_of):
+        for caption in captions:
+            images_of_caption[caption].append(image)
+    columns = list(zip(*scores, strict=True))
+    recalls = {}
+    for k in RECALLS:
+        recalls[f"tr{k}"] = statistics.mean(
+            slow_hit(row, captions, k)
+            for row, captions in zip(scores, dataset.captions_of, strict=True)
         )
-        for way, keys, wanted in ways
-        for k in (1, 5, 10)
-    }
+        recalls[f"ir{k}"] = statistics.mean(
+            slow_hit(column, images, k)
+            for column, images in zip(columns, images_of_caption, strict=True)
+        )
+    return recalls
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options", [{}, {"itm_loss": "ranking", "ranking_candidates": 3, "dedup_captions": True}]
 )
-def test_a_search_by_matching_alone_scores_every_pair_once(options, monkeypatch, capsys):
-    task = build(alone(**options))
-    dataset = tiny.eval_set(task.config)
-    seen = {"encoder.image": 0, "contrast.match_head": 0}
-    for name in seen:
-        hook = lambda _, inputs, name=name: seen.update({name: seen[name] + len(inputs[0])})  # noqa: E731
-        task.get_submodule(name).register_forward_pre_hook(hook)
+def test_a_search_by_matching_only_scores_every_pair_once(options, monkeypatch, capsys):
+    task = build(matching_only(**options))
+    dataset = eval_set(task.config)
+    num_rows: Counter[str] = Counter()
+
+    def count(name: str, _module: nn.Module, inputs: tuple[Tensor]) -> None:
+        num_rows[name] += len(inputs[0])
+
+    hooks = []
+    for name in ("encoder.image", "contrast.match_head"):
+        hooks.append(task.get_submodule(name).register_forward_pre_hook(partial(count, name)))
     monkeypatch.setattr(reranking, "ONE_SIDE_AT_ONCE", 4)
     monkeypatch.setattr(reranking, "MANY_PAIRS", 1)
-    numbers, num_texts = tiny.numbers_of(task, dataset, 5), len({*dataset.captions})
-    assert seen == {"encoder.image": 9, "contrast.match_head": 9 * num_texts}
-    assert (
-        f"{9 * num_texts} fusion passes: 9 images with each of {num_texts} texts"
-        in capsys.readouterr().out
-    )
-    expected = naive(task, dataset)
-    assert {name: numbers[name] for name in expected} == pytest.approx(expected)
+    numbers = numbers_of(task, dataset, 5)
+    for hook in hooks:
+        hook.remove()
+
+    num_texts = len(set(dataset.captions))
+    assert num_rows == {"encoder.image": 9, "contrast.match_head": 9 * num_texts}
+    line = f"{9 * num_texts} fusion passes: 9 images with each of {num_texts} texts"
+    assert line in capsys.readouterr().out
+    recalls = slow_recalls(task, dataset)
+    assert {name: numbers[name] for name in recalls} == pytest.approx(recalls)
     assert not [name for name in numbers if "rerank" in name or "itc_only" in name]
-    assert (
-        evaluator_of(task)
-        .warnings(numbers)[0]
-        .startswith(
-            f"no contrast: the matching head scored each of {9 * len(dataset.captions)} pairs"
-        )
-    )
+    num_pairs = 9 * len(dataset.captions)
+    sentence = evaluator_of(task).warnings(numbers)[0]
+    assert sentence.startswith(f"no contrast: the matching head scored each of {num_pairs} pairs")
 
 
 @torch.no_grad()
-def test_false_texts_are_scored_beside_their_own_image_and_a_wrong_one_alone(monkeypatch):
-    task = build(alone())
-    dataset = SearchSet(
-        [PhantomPairs(split="test", image_size=64, num_rows=12, seed=2)],
-        task.config,
-        tiny.TOKENIZER,
-    )
-    scored, match = [], reranking.match_scores
-    monkeypatch.setattr(
-        reranking, "match_scores", lambda *args: scored.append(len(args[2])) or match(*args)
-    )
-    numbers = tiny.numbers_of(task, dataset, 7)
+def test_hard_false_captions_are_scored_with_the_image_and_with_a_wrong_one(monkeypatch):
+    task = build(matching_only())
+    source = PhantomPairs(split="test", image_size=64, num_rows=12, seed=2)
+    dataset = SearchSet([source], task.config, TOKENIZER)
+    num_scored = 0
+    match_scores = reranking.match_scores
+
+    def counted(task: Any, gallery: Any, images: Tensor, texts: Tensor) -> Tensor:
+        nonlocal num_scored
+        num_scored += len(images)
+        return match_scores(task, gallery, images, texts)
+
+    monkeypatch.setattr(reranking, "match_scores", counted)
+    numbers = numbers_of(task, dataset, 7)
+    pixels = candidate_pixels(dataset)
     for name, step in (("tr1_hard", 0), ("tr1_hard_wrong_image", 6)):
         hits = []
-        for place, texts in enumerate(dataset.hard):
-            pixels = dataset[(0, 0, (place + step) % 12)].image[None].float() / 127.5 - 1
-            keys = [
-                logits_of(task, pixels, torch.from_numpy(dataset.ids[text])[None])[1]
-                for text in texts
-            ]
-            hits.append(slow_hit([round(key, 4) for key in keys], [0], 1))
+        for image, texts in enumerate(dataset.hard):
+            scores = []
+            for text in texts:
+                ids = torch.from_numpy(dataset.ids[text])[None]
+                scores.append(round(match_score(task, pixels[(image + step) % 12], ids), 4))
+            hits.append(slow_hit(scores, [0], 1))
         assert numbers[name] == pytest.approx(statistics.mean(hits))
-    assert sum(scored) <= 2 * 4 * 12
+    assert num_scored <= 2 * 4 * 12
 
 
-def test_a_gallery_of_every_pair_is_limited(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("section", "num_images"), [(matching_only(), 3), (RetrievalConfig(rerank=0), 8)]
+)
+def test_a_search_of_every_pair_has_fewer_candidates(section, num_images, monkeypatch, capsys):
     monkeypatch.setattr("eve_vl.tasks.retrieval.evaluation.MAX_SEARCHED", 3)
-    source = tiny.pairs(8)
-    sizes = [
-        len(
-            evaluator_class(RetrievalConfig)
-            .dataset([source], tiny_config(task=task), tiny.TOKENIZER)
-            .images
-        )
-        for task in (alone(), RetrievalConfig(rerank=0))
-    ]
-    assert sizes == [3, 8]
-    assert (
-        capsys.readouterr().out
-        == "searched among 3 of 8 rows: without contrast each pair takes a fusion pass\n"
-    )
-
-
-# Without fine-tuning
+    task = build(section)
+    dataset = evaluator_of(task).dataset([pairs(8)], task.config, TOKENIZER)
+    assert len(dataset.images) == num_images
+    line = "searched among 3 of 8 rows: without contrast each pair takes a fusion pass\n"
+    assert capsys.readouterr().out == (line if num_images == 3 else "")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "weights", [{"itc_weight": 0.0, "itm_negatives": "random_half"}, {"itm_weight": 0.0}, {}]
+    ("section", "is_reranked"),
+    [
+        (ContrastMatchConfig(itc_weight=0.0, itm_negatives="random_half"), False),
+        (ContrastMatchConfig(itm_weight=0.0), False),
+        (ContrastMatchConfig(), True),
+    ],
 )
-def test_a_pretrained_run_searches_with_the_heads_that_it_has(weights):
-    task = build(ContrastMatchConfig(**weights))
-    assert isinstance(task, ContrastMatch)
-    seen: Any = task.as_task("retrieval")
-    assert isinstance(seen, Retrieval) and evaluator_of(seen).main_metric is None
-    assert (
-        seen.settings.rerank == 0
-    )  # of a run that has chosen nothing on validation data, what a user gets is contrast
-    twin = build(replace(seen.settings, rerank=0 if weights else 4))
-    twin.load_state_dict(
-        {name: value for name, value in task.state_dict().items() if name in twin.state_dict()}
-    )
-    seen = with_settings(seen, twin.settings)
-    dataset = tiny.eval_set(twin.config)
-    numbers = tiny.numbers_of(seen, dataset, 5)
-    assert numbers == tiny.numbers_of(twin, dataset, 5)
-    assert ("tr1_itc_only" in numbers) == (not weights)
-    assert task.as_task("vqa") is None and twin.as_task("vqa") is None
+def test_a_pretrained_run_searches_with_the_heads_that_it_has(section, is_reranked):
+    task = build(section)
+    search: Any = task.as_task("retrieval")
+    assert isinstance(search, Retrieval)
+    assert evaluator_of(search).main_metric is None
+    assert search.settings.rerank == 0  # validation chose nothing
+    twin = build(replace(search.settings, rerank=4 if is_reranked else 0))
+    weights = task.state_dict()
+    twin.load_state_dict({name: weights[name] for name in twin.state_dict()})
+    search = with_settings(search, twin.settings)
+    dataset = eval_set(twin.config)
+    numbers = numbers_of(search, dataset, 5)
+    assert numbers == numbers_of(twin, dataset, 5)
+    assert ("tr1_itc_only" in numbers) == is_reranked
+    assert task.as_task("vqa") is None
+    assert twin.as_task("vqa") is None
 
 
-def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):
-    run = write_run(tiny_run("", task=alone(), folder=tmp_path), tmp_path / "run")
-    masked = write_run(tiny_run("masked"), tmp_path / "masked")
-    headless = RetrievalConfig(itm_weight=0.0, rerank=0)
-    headless = write_run(tiny_run("", task=headless, folder=tmp_path), tmp_path / "headless")
+# Commands and configs
+
+
+def test_commands_report_what_a_run_without_features_cannot_do(tmp_path: Path, capsys):
+    run = write_run(tiny_run("", task=matching_only(), folder=tmp_path), tmp_path / "run")
     image = tmp_path / "a.png"
-    from PIL import Image
-
     Image.fromarray(noise(1)).save(image)
-
-    def said(*words: Any) -> str:
-        main([str(word) for word in words])
-        return capsys.readouterr().out
-
-    assert "do not compare" in said(
-        "features", image, "--run", run, "--texts", TEXT, "--out", tmp_path / "f.npz"
-    )
-    assert "finds only images by an image" in said(
-        "index", image.parent, "--run", run, "--out", tmp_path / "index"
-    )
-    assert "tr1 " in said("evaluate", "retrieval", run, "--data", "scenes:val", "--samples", "4")
-    for words, problem in (
+    commands = [
         (
-            (run, "--data", "scenes:val", "--rerank", "5"),
-            "rerank 5 needs contrast's candidates, but itc_weight is 0",
+            ["features", image, "--run", run, "--texts", TEXT, "--out", tmp_path / "f.npz"],
+            "do not compare",
         ),
         (
-            (headless, "--data", "scenes:val", "--rerank", "5"),
+            ["index", tmp_path, "--run", run, "--out", tmp_path / "index"],
+            "finds only images by an image",
+        ),
+        (["evaluate", "retrieval", run, "--data", "scenes:val", "--samples", 4], "tr1 "),
+    ]
+    for words, text in commands:
+        main([str(word) for word in words])
+        assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("section", "rerank", "problem"),
+    [
+        (matching_only(), True, "rerank 5 needs contrast's candidates, but itc_weight is 0"),
+        (
+            RetrievalConfig(itm_weight=0.0, rerank=0),
+            True,
             "--rerank: rerank 5 needs the matching head, but itm_weight is 0",
         ),
-        ((masked,), "is a masked_signal run, which has no head for retrieval"),
-    ):
-        with pytest.raises(SystemExit):
-            said("evaluate", "retrieval", *words)
-        assert problem in capsys.readouterr().err
+        (None, False, "is a masked_signal run, which has no head for retrieval"),
+    ],
+)
+def test_evaluation_refuses_what_the_heads_do_not_allow(
+    section, rerank, problem, tmp_path: Path, capsys
+):
+    run = write_run(tiny_run("masked", task=section, folder=tmp_path), tmp_path / "run")
+    words = ["evaluate", "retrieval", str(run)]
+    if rerank:
+        words += ["--data", "scenes:val", "--rerank", "5"]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert problem in capsys.readouterr().err
 
 
-def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
-    for task, problem in (
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
         (
             RetrievalConfig(itc_weight=0.0),
             "rerank 128 needs contrast's candidates, but itc_weight is 0",
         ),
-        (alone(itm_weight=0.0), "itc_weight and itm_weight are both 0"),
+        (matching_only(itm_weight=0.0), "itc_weight and itm_weight are both 0"),
         (
-            alone(itm_loss="ranking", ranking_candidates=1),
+            matching_only(itm_loss="ranking", ranking_candidates=1),
             r"ranking_candidates 1 is not in \[2, inf\)",
         ),
         (
-            alone(itm_loss="ranking", ranking_candidates=5),
+            matching_only(itm_loss="ranking", ranking_candidates=5),
             "ranking_candidates 5 is more than the 4 pairs of a micro-batch",
         ),
-    ):
-        with pytest.raises(UserError, match=f"task.{problem}"):
-            tiny_config(task=task)
-    config = replace(
-        tiny_config(task=alone(itm_loss="ranking", ranking_candidates=4)), out=tmp_path
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(section, problem):
+    with pytest.raises(UserError, match=f"task.{problem}"):
+        tiny_config(task=section)
+
+
+def test_ranking_needs_enough_pairs_in_each_process(tmp_path: Path):
+    config = tiny_config(task=matching_only(itm_loss="ranking", ranking_candidates=4))
+    message = (
+        "task.ranking_candidates 4 is more than the 2 pairs of a micro-batch of each of "
+        "2 processes: "
     )
-    with pytest.raises(
-        UserError,
-        match=r"task.ranking_candidates 4 is more than the 2 pairs of a micro-batch of each of 2 processes: ",
-    ):
-        check_batch_size(config, 2)
-    idle = {*alone().unused_fields()}
-    assert idle == {
+    with pytest.raises(UserError, match=message):
+        check_batch_size(replace(config, out=tmp_path), 2)
+
+
+def test_options_of_contrast_are_unused_without_it():
+    assert set(matching_only().unused_fields()) == {
         "rerank_by",
         "projection_dim",
         "pooling",

@@ -1,6 +1,7 @@
-"""Features of past steps as negatives, and contrast of images with images."""
+"""Features of past steps as negatives of contrast."""
 
 import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,78 +13,72 @@ from torch import Tensor
 
 from eve_vl.tasks.contrast.memory import CrossBatchMemory
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from helpers import tiny_tasks as tiny
 from helpers.resumed_runs import assert_resumes_to_the_same
+from helpers.slow_contrast import slow_contrastive
+from helpers.tiny_tasks import build, train_set
 from helpers.twins import tiny_config
-from tests.test_objectives import slow_contrastive
-
-ITC: dict[str, Any] = {"itm_weight": 0.0, "rerank": 0, "projection_dim": 8}
 
 
-def build(**options: Any) -> Any:
-    task = RetrievalConfig(**ITC | options)
-    return tiny.build(tiny_config(task=task, model={"balance_weight": 0.0})).train()
+def contrast_task(**options: Any) -> Any:
+    section = RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8, **options)
+    return build(tiny_config(task=section, model={"balance_weight": 0.0})).train()
 
 
-def batch_of(task: Any, rows: range, captions: dict[int, int] | None = None) -> Any:
-    """Rows of as many images; captions: by row, in whose words its caption is."""
-    dataset = type(task).dataset(
-        [tiny.SOURCES["retrieval"](30)], task.config, tiny.TOKENIZER, training=True
-    )
+def batch_of(task: Any, rows: Iterable[int], caption_of: Mapping[int, int]) -> Any:
+    """Return rows of as many images. caption_of: the row whose caption a row has too."""
+    rows = list(rows)
+    dataset = train_set(task.config, 30)
     batch = dataset.collate([dataset[(0, 0, row)] for row in rows])
-    return replace(
-        batch,
-        image_id_B=torch.tensor([*rows]),
-        caption_B=torch.tensor([(captions or {}).get(r, r) for r in rows]),
-    )
+    captions = [caption_of.get(row, row) for row in rows]
+    return replace(batch, image_id_B=torch.tensor(rows), caption_B=torch.tensor(captions))
+
+
+def standardized_as(past_Bd: Tensor, present_Bd: Tensor) -> Tensor:
+    """Return features with mean and deviation of the present ones, dimension by dimension."""
+    columns = []
+    for past, present in zip(past_Bd.T.tolist(), present_Bd.T.tolist(), strict=True):
+        ratio = statistics.pstdev(present) / statistics.pstdev(past)
+        mean = statistics.mean(past)
+        columns.append([(value - mean) * ratio + statistics.mean(present) for value in past])
+    return torch.tensor(columns).T
+
+
+STEPS = (range(4), range(4, 8), range(8, 12), range(6, 14, 2))  # rows 6, 8 and 10 come twice
+CAPTION_OF = {12: 9, 10: 5}
 
 
 @torch.no_grad()
-def test_the_loss_is_that_of_a_loop_over_this_step_and_the_remembered_ones():
-    task = build(memory_batches=2, dedup_captions=True)
-    steps = [range(4), range(4, 8), range(8, 12), range(6, 14, 2)]  # rows 6, 8 and 10 again
-    captions = {12: 9, 10: 5}
-    batches = [batch_of(task, rows, captions) for rows in steps]
-    features = []
+def test_the_loss_is_that_of_a_loop_over_present_and_remembered_features():
+    task = contrast_task(memory_batches=2, dedup_captions=True)
+    temperature = task.contrast.features.temperature.item()
+    batches = [batch_of(task, rows, CAPTION_OF) for rows in STEPS]
+    images = []
+    texts = []
     for batch in batches:
         unimodal = task.contrast.unimodal(task.encoder, batch)
-        features.append((unimodal.image_BXd[:, 0], unimodal.text_BXd[:, 0]))
-    temperature = task.contrast.features.temperature.item()
+        images.append(unimodal.image_BXd[:, 0])
+        texts.append(unimodal.text_BXd[:, 0])
 
-    def as_now(side: int, past: int, now: int) -> Tensor:
-        """Features of a past step with mean and deviation of the present one, dimension by
-        dimension."""
-        then, here = (features[step][side].tolist() for step in (past, now))
-        columns = []
-        for x, y in zip(zip(*then, strict=True), zip(*here, strict=True), strict=True):
-            ratio = statistics.pstdev(y) / statistics.pstdev(x)
-            columns.append(
-                [(value - statistics.mean(x)) * ratio + statistics.mean(y) for value in x]
-            )
-        return torch.tensor(columns).T
-
-    for step, (batch, (image, text)) in enumerate(zip(batches, features, strict=True)):
-        remembered = range(
-            max(step - 2, 1), step
-        )  # not step 0: it ends before a fifth of all steps
-        rows = [row for past in (step, *remembered) for row in steps[past]]
-        all_images, all_texts = (
-            torch.cat([as_now(side, past, step) for past in (step, *remembered)])
-            for side in range(2)
-        )
+    for step, batch in enumerate(batches):
+        steps = [step, *range(max(step - 2, 1), step)]  # step 0 ends before a fifth of all steps
+        candidates = [row for past in steps for row in STEPS[past]]
+        all_images = torch.cat([standardized_as(images[past], images[step]) for past in steps])
+        all_texts = torch.cat([standardized_as(texts[past], texts[step]) for past in steps])
         total = 0.0
-        for place, row in enumerate(steps[step]):
-            matches = [
-                row == other or captions.get(row, row) == captions.get(other, other)
-                for other in rows
-            ]
-            kept = [other for other, is_match in enumerate(matches) if other < 4 or not is_match]
-            query, is_match = (
-                slice(place, place + 1),
-                torch.tensor([[matches[other] for other in kept]]),
-            )
+        for place, row in enumerate(STEPS[step]):
+            is_match = []
+            counts = []
+            for index, candidate in enumerate(candidates):
+                same_caption = CAPTION_OF.get(row, row) == CAPTION_OF.get(candidate, candidate)
+                is_match.append(row == candidate or same_caption)
+                counts.append(index < 4 or not is_match[-1])
             total += slow_contrastive(
-                image[query], text[query], all_images[kept], all_texts[kept], is_match, temperature
+                images[step][[place]],
+                texts[step][[place]],
+                all_images[counts],
+                all_texts[counts],
+                torch.tensor([is_match])[:, counts],
+                temperature,
             )
         assert task(batch).loss.item() == pytest.approx(total / 4, rel=1e-4)
         task(batch)  # a pass without an update, as to time it, leaves no trace
@@ -91,96 +86,71 @@ def test_the_loss_is_that_of_a_loop_over_this_step_and_the_remembered_ones():
     assert len(task.memory["keys"]) == 8
 
 
-def gradients(num_micro_batches: int) -> dict[str, Tensor]:
-    """Of a step after another one, whose features it knows."""
-    task = build(memory_batches=1)
-    for rows in (range(12), range(8, 20)):
+def gradients_of_second_step(num_micro_batches: int) -> dict[str, Tensor]:
+    """Return the gradients of a step that remembers the one before."""
+    task = contrast_task(memory_batches=1)
+    for rows in (torch.arange(12), torch.arange(8, 20)):
         task.zero_grad()
-        size = 12 // num_micro_batches
-        parts = [
-            batch_of(task, rows[start : start + size], {19: 8, 13: 12})
-            for start in range(0, 12, size)
-        ]
-        for batch in task.before_step(parts):
+        parts = rows.chunk(num_micro_batches)
+        batches = [batch_of(task, part.tolist(), {19: 8, 13: 12}) for part in parts]
+        for batch in task.before_step(batches):
             (task(batch).loss / num_micro_batches).backward()
         task.after_step(1.0)
     assert len(task.memory["keys"]) == 12
     return {name: parameter.grad for name, parameter in task.named_parameters()}
 
 
-def test_a_memory_that_has_begun_goes_on_when_more_steps_are_given():
+def test_accumulation_changes_nothing():
+    parts = gradients_of_second_step(2)
+    for name, gradient in gradients_of_second_step(1).items():
+        tolerance = 1e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=tolerance, msg=name)
+
+
+def test_a_memory_that_has_begun_continues_when_steps_are_added():
     memory = CrossBatchMemory(1)
-    for value, progress in enumerate((0.1, 0.3, 0.05)):  # of 10 times as many steps at last
+    for value, progress in enumerate((0.1, 0.3, 0.05)):  # ten times as many steps at the end
         memory.present = {"keys": torch.full((2, 1), value)}
         memory.add_step(progress)
-        assert [each.tolist() for each in memory.rows.values()] == (
-            [[[value]] * 2] if value else []
-        )
+        expected = {"keys": [[value], [value]]} if value else {}
+        assert {name: rows.tolist() for name, rows in memory.rows.items()} == expected
 
 
-def test_accumulation_changes_nothing():
-    whole, parts = gradients(1), gradients(2)
-    for name, gradient in whole.items():
-        torch.testing.assert_close(
-            parts[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item(), msg=name
-        )
+def test_a_killed_run_resumes_bit_for_bit(eve, pretrained, tmp_path: Path, no_report):
+    """The memory lies in checkpoints and, since it is no weight, not in best/."""
+    flags = {
+        "init": pretrained,
+        "data.train": "scenes:val",
+        "data.val-samples": 8,
+        "data.num-workers": 0,
+        "model.dropout": 0.1,
+        "task.memory-batches": 3,
+        "train.steps": 6,
+        "train.save-every": 2,
+        "train.val-every": 6,
+        "train.log-every": 1,
+        "train.threads": 1,
+        "train.batch-size": 8,
+        "train.accumulation": 2,
+        "train.keep-checkpoints": 9,
+    }
+    words: list[Any] = ["finetune", "demo_retrieval"]
+    for name, value in flags.items():
+        words += [f"--{name}", value]
+    assert_resumes_to_the_same(eve, tuple(words), tmp_path, saved=4, steps=6)
 
-
-def test_a_killed_run_goes_on_bit_for_bit(eve, pretrained, tmp_path: Path, no_report):
-    """Its memory lies in checkpoints and, as it is no weight, not in best/."""
-    words: tuple[Any, ...] = (
-        *(
-            "finetune",
-            "demo_retrieval",
-            "--init",
-            pretrained,
-            "--data.train",
-            "scenes:val",
-            "--data.val-samples",
-            8,
-        ),
-        *(
-            "--train.steps",
-            6,
-            "--train.save-every",
-            2,
-            "--train.val-every",
-            6,
-            "--train.log-every",
-            1,
-            "--train.threads",
-            1,
-        ),
-        *(
-            "--train.batch-size",
-            8,
-            "--train.accumulation",
-            2,
-            "--data.num-workers",
-            0,
-            "--model.dropout",
-            0.1,
-        ),
-        *(
-            "--task.memory-batches",
-            3,
-            "--train.keep-checkpoints",
-            9,
-        ),
-    )
-    assert_resumes_to_the_same(eve, words, tmp_path, saved=4, steps=6)
-    one, two = (
-        load_file(tmp_path / run / "checkpoints/step_00000006/memory.safetensors")
-        for run in ("whole", "killed")
-    )
-    assert {name: len(each) for name, each in one.items()} == {
+    memory_file = "checkpoints/step_00000006/memory.safetensors"
+    whole = load_file(tmp_path / "whole" / memory_file)
+    killed = load_file(tmp_path / "killed" / memory_file)
+    assert {name: len(rows) for name, rows in whole.items()} == {
         "images": 24,
         "texts": 24,
         "keys": 24,
     }
-    assert all(torch.equal(each, two[name]) for name, each in one.items())
-    assert load_file(tmp_path / "whole/checkpoints/step_00000002/memory.safetensors")[
-        "keys"
-    ].shape == (8, 2)
+    torch.testing.assert_close(killed, whole, rtol=0, atol=0)
+    first = load_file(tmp_path / "whole/checkpoints/step_00000002/memory.safetensors")
+    assert first["keys"].shape == (8, 2)
     assert not (tmp_path / "whole/best/memory.safetensors").exists()
-    assert build(memory_batches=3).state_dict().keys() == build().state_dict().keys()
+    assert (
+        contrast_task(memory_batches=3).state_dict().keys() == contrast_task().state_dict().keys()
+    )

@@ -1,0 +1,153 @@
+"""Losses of retrieval against loops over queries and pairs."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eve_vl import objectives
+from eve_vl.data.kinds.captions import CaptionBatch
+from eve_vl.data.masked_batches import PairBatch
+from eve_vl.tasks.contrast.contrast import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
+from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
+from eve_vl.tasks.masked_signal.dataset import MaskedPairs
+from helpers.slow_contrast import slow_contrastive
+from helpers.slow_search import (
+    caption_batch,
+    image_feature,
+    lone_pairs,
+    match_logits,
+    text_feature,
+)
+from helpers.tiny_tasks import TOKENIZER, build, retrieval
+from helpers.twins import pairs, tiny_config
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+WRONG_IMAGES = [1, 3, 4, 0, 5, 2]
+WRONG_TEXTS = [4, 2, 5, 1, 0, 3]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("merge", "pooling"), [(False, "cls"), (True, "mean")])
+def test_losses_equal_loops_over_queries_and_pairs(merge, pooling, monkeypatch):
+    task = retrieval(
+        itc_weight=0.7, itm_weight=0.3, projection_dim=8, dedup_captions=merge, pooling=pooling
+    )
+    batch = replace(caption_batch(task), caption_B=torch.tensor([6, 8, 9, 7, 8, 6]))
+    is_match = torch.eye(6, dtype=torch.bool)
+    same_image = [(0, 2)]
+    same_caption = [(1, 4), (0, 5)]
+    for row, column in same_image + same_caption if merge else same_image:
+        is_match[row, column] = True
+        is_match[column, row] = True
+    similarities: list[Tensor] = []
+    matches: list[Tensor] = []
+
+    def choose(similarity: Tensor, is_match: Tensor, *_: object) -> Tensor:
+        similarities.append(similarity)
+        matches.append(is_match)
+        return torch.tensor(WRONG_IMAGES if len(matches) == 1 else WRONG_TEXTS)
+
+    monkeypatch.setattr(objectives, "hard_negatives", choose)
+    output = task(batch)
+
+    rows = lone_pairs(batch)
+    images = torch.stack([image_feature(task, row.pixels) for row in rows])
+    texts = torch.stack([text_feature(task, row.ids) for row in rows])
+    temperature = task.contrast.features.temperature.item()
+    itc = slow_contrastive(images, texts, images, texts, is_match, temperature)
+    assert output.terms["itc"].item() == pytest.approx(itc, rel=1e-4)
+    similarity = images @ texts.T / temperature
+    torch.testing.assert_close(similarities, [similarity.T, similarity], rtol=1e-4, atol=1e-4)
+    assert torch.equal(matches[0], is_match)
+    assert torch.equal(matches[1], is_match)
+
+    total = 0.0
+    num_right = 0
+    true_pairs = [(row, row) for row in range(6)]
+    wrong_pairs = [(image, text) for text, image in enumerate(WRONG_IMAGES)]
+    wrong_pairs += list(enumerate(WRONG_TEXTS))
+    for image, text in true_pairs + wrong_pairs:
+        no, yes = match_logits(task, rows[image].pixels, rows[text].ids)
+        probability = 1 / (1 + math.exp(no - yes))
+        total -= math.log(probability if image == text else 1 - probability)
+        num_right += (yes > no) == (image == text)
+    assert output.terms["itm"].item() == pytest.approx(total / 18, rel=1e-4)
+    assert output.terms["itm_acc"].item() == pytest.approx(num_right / 18)
+
+    weighted = 0.7 * output.terms["itc"] + 0.3 * output.terms["itm"] + 0.5 * output.terms["balance"]
+    assert output.loss.item() == pytest.approx(weighted.item(), rel=1e-6)
+
+
+def test_without_matching_there_is_no_head_and_no_fusion_pass(monkeypatch):
+    task = retrieval(itm_weight=0.0, rerank=0)
+    assert task.contrast.match_head is None
+    monkeypatch.setattr(Contrast, "match", None)
+    output = task(caption_batch(task))
+    assert not [name for name in output.terms if name.startswith("itm")]
+    expected = output.terms["itc"] + 0.5 * output.terms["balance"]
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(-0.1, MIN_TEMPERATURE), (0.2, 0.2), (3.0, MAX_TEMPERATURE)]
+)
+def test_temperature_stays_within_bounds_and_learns(start, end):
+    task = retrieval()
+    temperature = task.contrast.features.temperature
+    with torch.no_grad():
+        temperature.fill_(start)
+    task(caption_batch(task)).loss.backward()
+    assert temperature.item() == pytest.approx(start)  # a forward pass changes no parameter
+    task.after_step(0.1)
+    assert temperature.item() == pytest.approx(end)
+    assert temperature.grad is not None
+
+
+def test_a_batch_of_one_image_has_only_matches():
+    task = retrieval()
+    output = task(caption_batch(task, (0, 3, 4)))
+    assert output.loss.isfinite()
+    assert output.terms["itc"].item() >= math.log(3) - 1e-5  # three targets of a third each
+
+
+@torch.no_grad()
+def test_pretraining_by_contrast_has_the_terms_of_retrieval(monkeypatch):
+    """Baselines pre-train with the losses that retrieval is fine-tuned with."""
+
+    def next_row(similarity: Tensor, *_: object) -> Tensor:
+        return torch.arange(len(similarity)).roll(1)
+
+    monkeypatch.setattr(objectives, "hard_negatives", next_row)
+    config = tiny_config(task=ContrastMatchConfig(mlm_weight=2.0, itc_weight=0.7, itm_weight=0.3))
+    baseline: Any = build(config)
+    dataset = MaskedPairs([pairs(5)], config, TOKENIZER, training=True)
+    batch = dataset.collate([dataset[(0, 0, row)] for row in range(5)])
+    assert isinstance(batch, PairBatch)
+    output = baseline(batch)
+
+    task = retrieval()
+    task.encoder = baseline.encoder
+    task.contrast = baseline.contrast
+    caption_batch = CaptionBatch(
+        images_BCHW=batch.images_BCHW,
+        ids_BT=batch.ids_BT,
+        is_padding_BT=batch.is_padding_BT,
+        where=batch.where,
+        image_id_B=batch.image_id_B,
+        caption_B=batch.caption_B,
+    )
+    terms = task(caption_batch).terms
+    for name in ("itc", "itm", "itm_acc"):
+        torch.testing.assert_close(output.terms[name], terms[name])
+    expected = 2 * output.terms["mlm"] + 0.7 * output.terms["itc"] + 0.3 * output.terms["itm"]
+    expected = expected + 0.001 * output.terms["balance"]
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)

@@ -1,0 +1,121 @@
+"""The search of retrieval against a slow one, in loops over queries."""
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.retrieval import reranking
+from eve_vl.tasks.retrieval.gallery import Gallery
+from eve_vl.tasks.retrieval.rerank_choice import search_gallery
+from helpers.slow_ranking import hits_of
+from helpers.slow_search import SlowSearch, candidate_pixels, match_logits
+from helpers.tiny_tasks import eval_set, gallery_of, numbers_of, retrieval
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k", [0, 4, 10_000])
+@pytest.mark.parametrize("captions_per_image", [0, 1])
+@pytest.mark.parametrize(("merge", "by"), [(False, "match"), (True, "sum")])
+def test_numbers_equal_a_slow_search(k, captions_per_image, merge, by):
+    """Some images have several texts, some texts several images; k exceeds the candidates."""
+    task = retrieval(
+        rerank=k,
+        rerank_by=by,
+        captions_per_image=captions_per_image,
+        dedup_captions=merge,
+        pooling="mean" if merge else "cls",
+    )
+    dataset = eval_set(task.config)
+    numbers = numbers_of(task, dataset, 5)
+    recalls = SlowSearch(task, dataset, k).recalls()
+    assert {name: numbers[name] for name in recalls} == pytest.approx(recalls)
+    assert numbers["r_mean"] == pytest.approx(sum(recalls.values()) / 6)
+    by_contrast = SlowSearch(task, dataset, 0).recalls()
+    assert {name: numbers[f"{name}_itc_only"] for name in recalls} == pytest.approx(by_contrast)
+
+    num_pairs = sum(map(len, dataset.captions_of))
+    num_captions = len(dataset.captions)
+    assert numbers["rerank_k"] == k
+    assert numbers["num_images"] == 9
+    assert numbers["num_texts"] == num_captions
+    assert numbers["texts_per_image"] == pytest.approx(num_pairs / 9)
+    assert numbers["images_per_text"] == pytest.approx(num_pairs / num_captions)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k", [2, 3, 50])
+def test_reranking_scores_no_pair_and_embeds_no_side_twice(k, monkeypatch):
+    task = retrieval(rerank=k)
+    dataset = eval_set(task.config)
+    gallery = gallery_of(task, dataset)
+    pairs: list[tuple[int, str]] = []
+    match_scores = reranking.match_scores
+
+    def watched(task: Any, gallery: Gallery, images: Tensor, texts: Tensor) -> Tensor:
+        for image, text in zip(images.tolist(), texts.tolist(), strict=True):
+            pairs.append((image, dataset.texts[text]))
+        return match_scores(task, gallery, images, texts)
+
+    monkeypatch.setattr(reranking, "match_scores", watched)
+    num_rows: Counter[str] = Counter()
+
+    def count(name: str, _module: nn.Module, inputs: tuple[Tensor]) -> None:
+        num_rows[name] += len(inputs[0])
+
+    hooks = []
+    for name in ("encoder.image", "encoder.text", "contrast.match_head"):
+        hooks.append(task.get_submodule(name).register_forward_pre_hook(partial(count, name)))
+    result = search_gallery(task, gallery, k)
+    for hook in hooks:
+        hook.remove()
+
+    expected = SlowSearch(task, dataset, k)
+    assert hits_of(result.ranks_I) == [pytest.approx(hits) for hits in expected.hits_of_images]
+    assert hits_of(result.ranks_T) == [pytest.approx(hits) for hits in expected.hits_of_captions]
+    assert sorted(pairs) == sorted(expected.scores)
+    assert num_rows == {
+        "encoder.image": len({image for image, _ in pairs}),
+        "encoder.text": len({text for _, text in pairs}),
+        "contrast.match_head": len(pairs),
+    }
+
+
+@torch.no_grad()
+def test_pairs_of_different_lengths_are_scored_as_alone(monkeypatch):
+    """Chunks of seven mix lengths, so that some texts are padded."""
+    monkeypatch.setattr("eve_vl.tasks.contrast.pair_scores.PAIRS_AT_ONCE", 7)
+    task = retrieval()
+    dataset = eval_set(task.config)
+    gallery = gallery_of(task, dataset)
+    images = torch.arange(9).repeat_interleave(2)
+    texts = torch.randint(len(dataset.texts), (18,))
+    scores = reranking.match_scores(task, gallery, images, texts)
+    pixels = candidate_pixels(dataset)
+    expected = []
+    for image, text in zip(images.tolist(), texts.tolist(), strict=True):
+        ids = torch.from_numpy(dataset.ids[text])[None]
+        expected.append(match_logits(task, pixels[image], ids)[1])
+    assert scores.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert len(reranking.match_scores(task, gallery, images[:0], texts[:0])) == 0
+
+
+def test_harmful_reranking_is_reported():
+    task = retrieval(rerank=4)
+    evaluator = evaluator_of(task)
+    better = {"r_mean": 0.8, "r_mean_itc_only": 0.7}
+    worse = {"r_mean": 0.7, "r_mean_itc_only": 0.8}
+    assert evaluator.warnings(better) == []
+    assert evaluator.warnings({"r_mean": 0.7}) == []
+    (sentence,) = evaluator.warnings(worse)
+    assert "r_mean 0.700, with ITC only 0.800" in sentence
+    assert "--rerank 0" in sentence
