@@ -1,0 +1,125 @@
+"""Visual question answering: targets, loss, predictions and answer lists against loops."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eve_vl.run.loading import read_labels
+from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.vqa.task import VQA
+from eve_vl.utils.errors import UserError
+from helpers.slow_search import lone_pairs
+from helpers.tiny_tasks import (
+    ANSWER_LIST,
+    build,
+    config_of,
+    eval_set,
+    rows_of,
+    shuffled,
+    train_set,
+)
+from helpers.twins import questions
+
+COUNT = 6
+
+
+def vqa_task(**sections: Any) -> VQA:
+    task = build(config_of("vqa", **sections))
+    assert isinstance(task, VQA)
+    return task
+
+
+def answer_logits(task: VQA, batch: Any) -> list[list[float]]:
+    """Return the logits of each question, alone and without padding: those of its [CLS]."""
+    logits = []
+    for pair in lone_pairs(batch):
+        image = task.encoder.image(pair.pixels)
+        states = task.encoder.encode(image, task.encoder.text(pair.ids, None)).x_BND
+        logits.append(task.answer_head(states[:, image.num_image])[0].tolist())
+    return logits
+
+
+TARGETS = [
+    (("red",), {"red": 1.0}),
+    (("A red",), {"red": 1.0}),
+    (("purple",), {}),
+    ((), {}),
+    (
+        ("two", "2", "Two.", "yes", "yes", "left", "purple", "purple", "a", "ring"),
+        {"2": 0.9, "yes": 0.6, "left": 0.3, "ring": 0.3},
+    ),
+    (("yes",) * 4 + ("no idea",) * 6, {"yes": 1.0, "no idea": 1.0}),
+    (("blue", "the blue"), {"A Blue!": 0.6}),
+]
+
+
+def test_targets_are_those_worked_out_by_hand():
+    task = vqa_task()
+    batch = rows_of(train_set(task.config, len(TARGETS)), len(TARGETS))
+    batch = replace(batch, answers=tuple(answers for answers, _ in TARGETS))
+    target_BC = task.targets(batch)
+    assert target_BC.shape == (len(TARGETS), len(ANSWER_LIST))
+    for row, (answers, expected) in enumerate(TARGETS):
+        row_targets = [expected.get(answer, 0.0) for answer in ANSWER_LIST]
+        assert target_BC[row].tolist() == pytest.approx(row_targets), answers
+
+
+@torch.no_grad()
+def test_loss_equals_a_loop_over_questions_and_answers():
+    task = vqa_task()
+    batch = rows_of(train_set(task.config, COUNT), COUNT)
+    total = 0.0
+    score = 0.0
+    targets = task.targets(batch).tolist()
+    for logits, row_targets in zip(answer_logits(task, batch), targets, strict=True):
+        for logit, target in zip(logits, row_targets, strict=True):
+            probability = 1 / (1 + math.exp(-logit))
+            total -= target * math.log(probability) + (1 - target) * math.log(1 - probability)
+        score += row_targets[logits.index(max(logits))]
+    terms = task(batch).terms
+    assert terms["vqa"].item() == pytest.approx(total / COUNT, rel=1e-4)
+    assert terms["target_acc"].item() == pytest.approx(score / COUNT, rel=1e-5)
+
+
+@torch.no_grad()
+def test_predictions_are_the_most_probable_answers_in_order_of_id():
+    task = vqa_task()
+    dataset = eval_set(task.config, 9)
+    predictions = evaluator_of(task).predict_all(shuffled(dataset, 4, seed=1))
+    all_logits = answer_logits(task, rows_of(dataset, 9))
+    rows = zip(predictions, questions(9).rows, all_logits, strict=True)
+    for number, (prediction, row, logits) in enumerate(rows):
+        assert row is not None
+        assert prediction.question_id == number
+        assert prediction.answers == row.answers
+        assert prediction.answer_type == row.answer_type
+        assert prediction.where == row.where
+        assert prediction.answer == ANSWER_LIST[logits.index(max(logits))]
+        probability = 1 / (1 + math.exp(-max(logits)))
+        assert prediction.probability == pytest.approx(probability, rel=1e-4)
+
+
+@pytest.mark.parametrize("labels", [ANSWER_LIST[::-1], ANSWER_LIST[1:], ()])
+def test_weights_of_answers_are_dropped_if_the_list_differs(labels):
+    """Even where the shape would fit; all other weights are kept."""
+    task = vqa_task()
+    tensors = task.state_dict()
+    assert task.init_weights_from(tensors, ANSWER_LIST).keys() == tensors.keys()
+    weights = task.init_weights_from(tensors, labels)
+    assert tensors.keys() - weights.keys() == {"answer_head.3.weight", "answer_head.3.bias"}
+
+
+def test_a_resumed_run_keeps_its_answer_list(tmp_path: Path):
+    config = config_of("vqa")
+    with pytest.raises(UserError, match=r"answers\.json: cannot be read \(No such file"):
+        read_labels(tmp_path, config)
+    (tmp_path / "answers.json").write_text(json.dumps(ANSWER_LIST))
+    labels = read_labels(tmp_path, config)
+    assert tuple(labels) == ANSWER_LIST
+    assert VQA.prepare(config, [questions(9)], labels).labels == ANSWER_LIST
+    assert read_labels(tmp_path, config_of("nlvr2")) == []
