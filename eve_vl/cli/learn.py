@@ -15,11 +15,11 @@ from eve_vl.cli.flags import DeviceArgs, SourceArgs
 from eve_vl.config import HELD_OUT, DataConfig
 from eve_vl.data.source_names import absolute_spec
 from eve_vl.utils.console import print_line
-from eve_vl.utils.errors import UserError
+from eve_vl.utils.errors import StoppedError, UserError
 from eve_vl.utils.file_io import expand_user
 
 if TYPE_CHECKING:
-    from eve_vl.learn.stages import Learner
+    from eve_vl.learn.plan import Plan
 
 
 class LearnArgs(SourceArgs, DeviceArgs):
@@ -49,45 +49,49 @@ def run_learn(args: LearnArgs) -> None:
     if out.is_file():
         raise UserError(f"--out {out}: is a file; name a folder")
     print_line("eve learn: reading the data")  # torch takes seconds
-    from eve_vl.learn.plan import Clock, kind_of
-    from eve_vl.learn.stages import Learner
+    from eve_vl.learn import clock, jobs, plan
 
     data = DataConfig(
         train=_absolute_specs(args.sources), val=_absolute_specs(args.val), **args.reading()
     )
-    task = kind_of(data) if args.task == "auto" else args.task
+    job = jobs.job_of_sources(data) if args.task == "auto" else args.task
     test = _absolute_specs(args.test)
-    learner = Learner(task, data, test, out, seconds, args.device, Clock(start))
-    sys.exit(_learn(learner))
+    request = plan.Request(job, data, test, seconds, out, args.device)
+    sys.exit(_learn(plan.Plan(request, clock.Clock(start))))
 
 
-def _learn(learner: "Learner") -> int:
+def _learn(plan: "Plan") -> int:
     """Train, evaluate and index the best run; return the exit status."""
-    from eve_vl.learn.plan import check, shown
-    from eve_vl.learn.stages import conclude, result_lines
-    from eve_vl.utils.errors import StoppedError
+    from eve_vl.learn.clock import time_text
+    from eve_vl.learn.conclusion import conclude, result_lines
+    from eve_vl.learn.data_check import check_data
+    from eve_vl.learn.final_runs import train_final_runs
+    from eve_vl.learn.pilots import choose_pilot
+    from eve_vl.learn.step_cost import plan_pilots
 
-    if learner.stages:
-        num_done = sum(bool(stage.get("is_done")) for stage in learner.stages.values())
+    if plan.stages:
+        num_done = sum(stage.is_done for stage in plan.stages.values())
         print_line(
-            f"resuming {learner.out}: {num_done} of at least {len(learner.stages)} runs are done, "
-            f"{shown(learner.before)} spent"
+            f"resuming {plan.out}: {num_done} of at least {len(plan.stages)} runs are done, "
+            f"{time_text(plan.spent_before)} spent"
         )
     status = 0
     try:
-        check(learner)
-        learner.probe()
-        learner.finish(learner.pilots())
-        best = conclude(learner)
+        check_data(plan)
+        plan_pilots(plan)
+        train_final_runs(plan, choose_pilot(plan))
+        has_run = conclude(plan)
     except (StoppedError, KeyboardInterrupt) as stop:
         status = getattr(stop, "code", 130)
         print_line(
             "stopping: the best run so far is evaluated and indexed; stop again to skip this"
         )
-        best = conclude(learner)
+        has_run = conclude(plan)
         print_line("the same command resumes")
-    lines = result_lines(learner) if best else ["stopped before a run could be used"]
-    print_line(*lines)
+    if has_run:
+        print_line(*result_lines(plan))
+    else:
+        print_line("stopped before a run could be used")
     return status
 
 

@@ -56,10 +56,11 @@ def run_pretrain(argv: Sequence[str]) -> None:
         return
     recipe = make_recipe()
     start = _start_config("pretrain", argv, recipe.out)
-    if start is not None:  # its weights need its shape
+    init = early_flags(argv).init
+    if start is not None and init is not None:  # its weights need its shape
         from eve_vl.run.weight_transfer import in_its_shape
 
-        recipe = in_its_shape(recipe, start, early_flags(argv).init)
+        recipe = in_its_shape(recipe, start, init)
     _train("pretrain", argv, make_recipe.__doc__, recipe, start)
 
 

@@ -1,0 +1,125 @@
+"""`eve learn` that is stopped, killed, or called again with another time or other data."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from eve_vl.train.checkpoint_folders import checkpoint_folders
+from eve_vl.train.trainer import Trainer
+from helpers.learning import (
+    KilledError,
+    decisions,
+    interrupted_at,
+    kill,
+    learn,
+    read_plan,
+    read_rows,
+    write_rows,
+)
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def final_weights(out: Path) -> dict[str, Tensor]:
+    return load_file(checkpoint_folders(out / "final")[-1] / "model.safetensors")
+
+
+def test_interrupted_again_and_again_it_gives_the_same_bits(
+    whole, table, tmp_path, monkeypatch, capfd
+):
+    """Stopped once, which leaves the best so far evaluated and indexed, then killed again and
+    again."""
+    out = tmp_path / "mine"
+    command = (table, "--for", "30s", "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted_at(2, stop))
+        assert learn(*command) == 130
+    assert read_plan(out)["result"]["run"] == "bundled"
+    assert "open the page: eve serve" in capfd.readouterr().out
+    assert (out / "report.html").is_file()
+    assert (out / "learn.sh").is_file()
+    assert any((out / "index").iterdir())
+
+    for step in (1, 3, 6, 20, 5):
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "train_step", interrupted_at(step, kill))
+            with pytest.raises(KilledError):
+                learn(*command)
+    assert learn(*command) == 0
+    weights = final_weights(out)
+    expected = final_weights(whole)
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, expected[name]), name
+    assert decisions(out) == decisions(whole)
+
+
+def test_a_longer_time_trains_the_final_run_further(whole, table, tmp_path):
+    out = tmp_path / "mine"
+    shutil.copytree(whole, out)
+    for file in (out / "plan.json", out / "final" / "config.json"):
+        file.write_text(file.read_text().replace(str(whole), str(out)))
+    before = decisions(out)["stages"]["final"]["steps"]
+    assert len(checkpoint_folders(out / "final")) == 2
+    # best/ of the pilots is all that later commands use
+    assert list(out.glob("pilots/*/best"))
+    assert {path.parents[1].name for path in out.glob("pilots/*/checkpoints/*")} <= {"masked"}
+    assert learn(table, "--for", "40s", "--out", out) == 0
+    after = decisions(out)["stages"]["final"]["steps"]
+    assert after > before
+    assert checkpoint_folders(out / "final")[-1].name == f"step_{after:08d}"
+
+
+def test_a_refused_time_is_not_spent(table, tmp_path, monkeypatch, capfd):
+    """The same folder takes another time, also a shorter one."""
+    out = tmp_path / "mine"
+    for seconds in ("12s", "10s"):
+        assert learn(table, "--for", seconds, "--out", out) == 2
+        assert f"--for {seconds}: is enough for " in capfd.readouterr().err
+        plan = read_plan(out)
+        assert plan["spent"] < 0.1
+        assert plan["data"]["rows"] == 60
+        assert plan["stages"] == {}
+
+
+def test_a_folder_takes_other_sources_until_something_is_trained(
+    table, tmp_path, monkeypatch, capfd
+):
+    out = tmp_path / "mine"
+    monkeypatch.setattr(Trainer, "train_step", interrupted_at(1, kill))
+    fewer = write_rows(table.with_name("fewer.jsonl"), read_rows(table)[:55])
+    assert learn(fewer, "--for", "12s", "--out", out) == 2
+    assert "--for 12s: is enough for " in capfd.readouterr().err
+    with pytest.raises(KilledError):
+        learn(table, "--for", "30s", "--out", out)
+    assert learn(fewer, "--for", "30s", "--out", out) == 2
+    assert f"{out}: holds a run on other sources" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--for", "20s"), "was planned for 30s; give --for that or more"),
+        (("--for", "30s", "--task", "labels"), "for another task"),
+    ],
+)
+def test_a_folder_of_another_call_is_refused(words, message, whole, table, capfd):
+    assert learn(table, *words, "--out", whole) == 2
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[]", '{"seconds": 3.0}', "no json"])
+def test_a_damaged_plan_is_refused(text, table, tmp_path, capfd):
+    (tmp_path / "plan.json").write_text(text)
+    assert learn(table, "--for", "30s", "--out", tmp_path) == 2
+    error = capfd.readouterr().err
+    assert "plan.json" in error
+    assert len(error.splitlines()) == 1
