@@ -148,6 +148,8 @@ MISTAKES = [
     ),
     (DataConfig(num_workers=-1), "num_workers -1 is not in [0, inf)"),
     (DataConfig(max_invalid_fraction=1.5), "max_invalid_fraction 1.5 is not in [0, 1]"),
+    (DataConfig(val_fraction=0.0), "val_fraction 0.0 is not in"),
+    (DataConfig(val_fraction=0.6), "val_fraction 0.6 is not in"),
     (DataConfig(val_samples=0), "val_samples 0 is not in [1, inf)"),
     (TokenizerConfig(vocab_size=100), "vocab_size 100 is not in [261, 64000]"),
     (TokenizerConfig(vocab_size=70_000), "vocab_size 70000 is not in [261, 64000]"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from eve_vl.config import Config
+from eve_vl.config import Config, DataConfig
 from eve_vl.data.held_out import lowest
 from eve_vl.data.opening import open_splits, open_train_and_val
 from eve_vl.data.records import Source
@@ -253,3 +253,13 @@ def test_about_one_text_in_fifty_is_held_out_by_its_words(tmp_path):
     (tmp_path / "a.txt").write_text("one\none\n")
     with pytest.raises(UserError, match="has too few images or texts for a held-out split"):
         splits_of(tmp_path / "a.txt", kind="texts")
+
+
+def test_the_default_share_is_one_in_fifty_of_any_number():
+    assert all(int(num * DataConfig.val_fraction) == num // 50 for num in range(300_000))
+
+
+def test_a_share_has_no_effect_without_a_held_out_split():
+    assert DataConfig(val_fraction=0.1).unused_fields()["val_fraction"] == "without val held-out"
+    held_out = DataConfig(train=("a.jsonl",), val=("held-out",), val_fraction=0.1)
+    assert "val_fraction" not in held_out.unused_fields()

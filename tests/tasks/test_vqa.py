@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+from eve_vl.data.loader import eval_loader
+from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.run.loading import read_labels
 from eve_vl.tasks.evaluator import evaluator_of
+from eve_vl.tasks.vqa import evaluation as vqa_evaluation
 from eve_vl.tasks.vqa.task import VQA
+from eve_vl.train.evaluation_batches import evaluation_batches
 from eve_vl.utils.errors import UserError
 from helpers.slow_search import lone_pairs
 from helpers.tiny_tasks import (
     ANSWER_LIST,
+    CPU,
+    TOKENIZER,
     build,
     config_of,
     eval_set,
@@ -123,3 +129,27 @@ def test_a_resumed_run_keeps_its_answer_list(tmp_path: Path):
     assert tuple(labels) == ANSWER_LIST
     assert VQA.prepare(config, [questions(9)], labels).labels == ANSWER_LIST
     assert read_labels(tmp_path, config_of("nlvr2")) == []
+
+
+def test_accuracy_is_compared_with_answers_without_the_image(monkeypatch):
+    """Row by row: the interval of the difference holds the difference of the means."""
+    task = build(config_of("vqa", data={"train": ("scenes:train",)}))
+    evaluator = evaluator_of(task)
+    source = questions(23)
+    asked = []
+    for row in source.rows:
+        assert row is not None
+        if row.answers:
+            asked.append((row.question, row.answers))
+    monkeypatch.setattr(vqa_evaluation, "training_questions", lambda _: asked)
+    dataset = evaluator.dataset([source], task.config, TOKENIZER)
+    loader = eval_loader(dataset, batch_size=5, rank=0, world=1)
+    with evaluation_batches(task, loader, CPU, torch.float32) as batches:
+        result = evaluator.evaluate_with_rows(batches)
+    numbers = result.numbers | evaluator.data_baselines(result.examples)
+    assert {"vqa_acc_majority", "vqa_acc_blind/colour", "vqa_acc_blind/number"} <= numbers.keys()
+    accuracy = numbers["vqa_acc"]
+    assert accuracy == result.numbers["vqa_acc"]
+    assert isinstance(accuracy, MeasuredValue)
+    low, high = accuracy.versus["vqa_acc_blind"]
+    assert low < accuracy - numbers["vqa_acc_blind"] < high
