@@ -1,6 +1,6 @@
 """The runs and icons that the package ships, and `eve try`."""
 
-import hashlib  # noqa: I001
+import hashlib
 import json
 import re
 import socket
@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from tests.cli.test_bad_input import complaint
-from eve_vl.builtin.icons import ICONS, PAIRS, unpack_icons
+from eve_vl.builtin.icons import ICONS, unpack_icons
 from eve_vl.builtin.names import FOLDER
 from eve_vl.eve import Eve
+from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.loading import build_task
 from eve_vl.run.weight_transfer import start_from
-from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.search.index import Index
 from eve_vl.utils.errors import UserError
+from helpers.complaints import complaint
 from helpers.example_builds import load_example
 
 DRAWINGS = FOLDER / "drawings"
@@ -48,13 +48,12 @@ def test_weights_are_float16_on_disk_and_float32_in_memory(run):
     header.pop("__metadata__", None)
     parameters = dict(run.task.named_parameters())
     assert {entry["dtype"] for name, entry in header.items() if name in parameters} == {"F16"}
-    for name, entry in ((name, entry) for name, entry in header.items() if name in parameters):
-        first, last = entry["data_offsets"]
-        halves = np.frombuffer(file[start + first : start + last], np.float16).reshape(
-            entry["shape"]
-        )
-        assert parameters[name].dtype == torch.float32
-        assert np.array_equal(parameters[name].detach().numpy(), halves.astype(np.float32))
+    for name, parameter in parameters.items():
+        first, last = header[name]["data_offsets"]
+        halves = np.frombuffer(file[start + first : start + last], np.float16)
+        expected = halves.reshape(header[name]["shape"]).astype(np.float32)
+        assert parameter.dtype == torch.float32
+        assert np.array_equal(parameter.detach().numpy(), expected)
 
 
 def test_messages_name_the_run_builtin_drawings(run):
@@ -63,8 +62,8 @@ def test_messages_name_the_run_builtin_drawings(run):
     command = (
         "eve finetune questions_small --init builtin:drawings --data.train PATH --data.val held-out"
     )
-    said = f"^answer: builtin:drawings is a run of task retrieval, .* answer: {command}$"
-    with pytest.raises(UserError, match=said):
+    message = f"^answer: builtin:drawings is a run of task retrieval, .* answer: {command}$"
+    with pytest.raises(UserError, match=message):
         _ = run.answer
 
 
@@ -83,102 +82,71 @@ def test_icons_are_unpacked_once_and_repaired(tmp_path):
     assert (tmp_path / "heart.png").stat().st_mtime_ns == before
 
 
-@pytest.fixture
-def few(tmp_path, monkeypatch) -> list[str]:
-    """Ship only some of the icons, which takes a tenth of the time."""
-    with (
-        zipfile.ZipFile(ICONS) as archive,
-        zipfile.ZipFile(tmp_path / "few.zip", "w") as small,
-    ):
-        rows = [json.loads(line) for line in archive.read(PAIRS).splitlines()]
-        rows = [
-            row
-            for place, row in enumerate(rows)
-            if place % 20 == 0 or row["caption"] in ("heart", "mail", "shopping cart")
-        ]
-        small.writestr(PAIRS, "".join(json.dumps(row) + "\n" for row in rows))
-        for row in rows:
-            small.writestr(row["image"], archive.read(row["image"]))
-    monkeypatch.setattr("eve_vl.builtin.icons.ICONS", tmp_path / "few.zip")
-    return [row["caption"] for row in rows]
-
-
-def test_eve_try_finds_icons_and_own_images_by_text(eve, tmp_path, run, few, monkeypatch):
+def test_eve_try_finds_icons_and_own_images_by_text(eve, tmp_path, run, few_icons, monkeypatch):
     opened = []
     monkeypatch.setattr("eve_vl.cli.try_page.run_serve", opened.append)
     (tmp_path / "mine").mkdir()
     with Image.open(unpack_icons(tmp_path / "icons").with_name("heart.png")) as image:
         image.convert("RGB").rotate(10, fillcolor="white").save(tmp_path / "mine" / "one.png")
     (tmp_path / "mine" / "two.png").write_bytes(b"broken")
-    done = eve("try", "mine", "--out", "tried", "--port", "0")
+    place = ("--out", "tried", "--port", "0")
+    num_images = len(few_icons) + 1
+    done = eve("try", "mine", *place)
     (folder,) = (tmp_path / "tried").glob("index-*")  # of these weights
     assert [args.index for args in opened] == [Path("tried") / folder.name]
     assert f"skipped: {tmp_path / 'mine' / 'two.png'}" in done.stdout
-    assert (
-        f"tried/{folder.name}: {len(few) + 1} images ({len(few) + 1} new), {len(few)} captions"
-        in done.stdout
-    )
+    counts = f"{num_images} images ({num_images} new), {num_images - 1} captions"
+    assert f"tried/{folder.name}: {counts}" in done.stdout
     index = Index.open(folder, run)
-    found = [words in hit.captions for words in few for hit in index.search(words, top=1)]
-    assert np.mean(found) > 0.5  # an untrained run finds one of a hundred
-    assert {hit.name for hit in index.search("heart", top=2, by="vectors")} == {
-        str(tmp_path / name) for name in ("tried/icons/heart.png", "mine/one.png")
-    }
+    is_right = [words in index.search(words, top=1)[0].captions for words in few_icons]
+    assert np.mean(is_right) > 0.5  # an untrained run finds one of a hundred
+    hearts = {hit.name for hit in index.search("heart", top=2, by="vectors")}
+    assert hearts == {f"{tmp_path}/tried/icons/heart.png", f"{tmp_path}/mine/one.png"}
     nonsense = ["xqzvbrt flurb", "zorkule", "bnmwq", "pflim gratzu", "qwrtplk"]
-    assert [
-        hits.nothing_fits for hits in index.search_each([*nonsense, *few], [None] * (5 + len(few)))
-    ] == [True] * 5 + [False] * len(few)
+    assert all(hits.nothing_fits for hits in index.search_each(nonsense, [None] * 5))
+    fitting = index.search_each(few_icons, [None] * len(few_icons))
+    assert not any(hits.nothing_fits for hits in fitting)
     assert index.database.facts["run"] == "builtin:drawings"
     assert "heart.png" in eve("search", folder, "heart").stdout  # by the run that the index names
-    assert f"{len(few)} images (1 gone)" in eve("try", "--out", "tried", "--port", "0").stdout
-    assert "no such file or folder: " in complaint(
-        eve("try", "vanished", "--out", "tried", "--port", "0")
-    )
+    assert f"{num_images - 1} images (1 gone)" in eve("try", *place).stdout
+    assert "no such file or folder: " in complaint(eve("try", "vanished", *place))
     (tmp_path / "notes.md").write_text("none")
-    unknown = complaint(eve("try", "notes.md", "--out", "tried", "--port", "0"))
-    assert "notes.md: cannot tell its format by its name" in unknown
+    line = complaint(eve("try", "notes.md", *place))
+    assert "notes.md: cannot tell its format by its name" in line
 
 
 def test_queries_of_the_readme_find_their_icon_first(tmp_path, run):
-    said = re.search(
-        r"Type\s+(.*?), or drop", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL
-    )
-    assert said is not None
-    words = re.findall(r"\*(.+?)\*", said[1])
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (sentence,) = re.findall(r"Type\s+(.*?), or drop", readme, re.DOTALL)
+    queries = re.findall(r"\*(.+?)\*", sentence)
+    assert len(queries) == 3
     icons = run.encode_image(unpack_icons(tmp_path).parent)
-    best = (run.encode_text(words) @ icons.T).argmax(1)
-    assert [Path(icons.names[each]).stem.replace("-", " ") for each in best] == words
-    assert len(words) == 3
+    best = (run.encode_text(queries) @ icons.T).argmax(1)
+    assert [Path(icons.names[row]).stem.replace("-", " ") for row in best] == queries
 
 
 def test_a_taken_port_is_refused_before_the_work(eve, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for words in (
-            ("try", "--out", "tried"),
-            ("serve", "builtin:drawings"),
-        ):
-            assert "cannot listen (Address already in use" in complaint(eve(*words, "--port", port))
+        for words in (("try", "--out", "tried"), ("serve", "builtin:drawings")):
+            line = complaint(eve(*words, "--port", port))
+            assert "cannot listen (Address already in use" in line
     assert not (tmp_path / "tried").exists()
 
 
 def test_other_runs_can_start_from_it(run):
     """Also with another image size, for which float16 positions are resized."""
-    start = replace(
-        run.run.config,
-        init=Path("builtin:drawings"),
-        scratch=False,
-        input=replace(run.run.config.input, image_size=96),
-    )
+    larger = replace(run.run.config.input, image_size=96)
+    init = Path("builtin:drawings")
+    start = replace(run.run.config, init=init, scratch=False, input=larger)
     config = with_absolute_paths(start)
     assert str(config.init) == "builtin:drawings"
     task = build_task(config, run.tokenizer)
     new, note = start_from(config, task)
     assert not new
     assert "positions resized from 4 to 9 patches" in note
-    assert torch.equal(
-        *(dict(each.named_parameters())["encoder.image.cls"] for each in (task, run.task))
-    )
+    name = "encoder.image.cls"
+    assert torch.equal(task.get_parameter(name), run.task.get_parameter(name))
 
 
 def test_the_script_ships_it(tmp_path):
@@ -195,9 +163,8 @@ def test_the_script_ships_it(tmp_path):
         shipped = {name: archive.read(name) for name in archive.namelist()}
     rows = [json.loads(line) for line in shipped["pairs.jsonl"].splitlines()]
     rows = [row | {"image": shipped[row["image"]]} for row in rows]
-    table = pyarrow.Table.from_pylist(
-        [*reversed(rows), rows[0] | {"caption": "other", "set": "tabler"}]
-    )
+    of_another_set = rows[0] | {"caption": "other", "set": "tabler"}
+    table = pyarrow.Table.from_pylist([*reversed(rows), of_another_set])
     parquet.write_table(table, tmp_path / "test_sets.parquet")
     ship.ship_icons(tmp_path / "test_sets.parquet", tmp_path / "lucide.zip")
     with zipfile.ZipFile(tmp_path / "lucide.zip") as archive:
@@ -205,26 +172,26 @@ def test_the_script_ships_it(tmp_path):
 
 
 def test_unknown_names(eve):
-    assert "no run 'builtin:drawing'; did you mean 'builtin:drawings'?" in complaint(
-        eve("inspect", "builtin:drawing")
-    )
-    assert "name other data with --data" in complaint(
-        eve("evaluate", "retrieval", "builtin:drawings")
-    )
-    assert "drawings: no such run folder; did you mean 'builtin:drawings'?" in complaint(
-        eve("features", "--run", "drawings", "--texts", "home")
-    )
+    line = complaint(eve("inspect", "builtin:drawing"))
+    assert "no run 'builtin:drawing'; did you mean 'builtin:drawings'?" in line
+    line = complaint(eve("evaluate", "retrieval", "builtin:drawings"))
+    assert "name other data with --data" in line
+    line = complaint(eve("features", "--run", "drawings", "--texts", "home"))
+    assert "drawings: no such run folder; did you mean 'builtin:drawings'?" in line
 
 
 def test_nothing_is_written_into_the_package(eve, tmp_path):
-    before = {path: hashlib.sha256(path.read_bytes()).digest() for path in FOLDER.rglob("*.[!p]*")}
+    before = hashes_of_package()
     for words in (
         ("pretrain", "tiny", "--out", "builtin:drawings"),
         ("pretrain", "tiny", "--out", DRAWINGS),
         ("report", "builtin:drawings"),
     ):
         assert "nothing is written" in eve(*words).stderr
-    assert before == {
-        path: hashlib.sha256(path.read_bytes()).digest() for path in FOLDER.rglob("*.[!p]*")
-    }
+    assert hashes_of_package() == before
     assert not list(tmp_path.iterdir())
+
+
+def hashes_of_package() -> dict[Path, bytes]:
+    files = FOLDER.rglob("*.[!p]*")
+    return {path: hashlib.sha256(path.read_bytes()).digest() for path in files}

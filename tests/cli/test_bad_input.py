@@ -8,35 +8,12 @@ import tarfile
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.complaints import complaint, write_pairs
+
 pytestmark = pytest.mark.usefixtures("no_report")
-
-
-def write_pairs(folder: Path, count: int = 8, size: tuple[int, int] = (40, 40)) -> Path:
-    """A JSONL file of good pairs."""
-    folder.mkdir(exist_ok=True)
-    rng = np.random.default_rng(0)
-    lines = []
-    for number in range(count):
-        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(
-            folder / f"{number}.png"
-        )
-        lines.append(json.dumps({"image": f"{number}.png", "caption": f"noise number {number}"}))
-    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
-    return folder / "rows.jsonl"
-
-
-def complaint(done) -> str:
-    """The one line of a failed command."""
-    assert done.returncode not in (0, 1), (done.stdout, done.stderr)
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("eve: ")
-    return lines[0]
 
 
 def pretrain_on(eve, source: object, *flags: object) -> str:

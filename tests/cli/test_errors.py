@@ -31,8 +31,8 @@ from eve_vl.tasks.predictor import predictor_class
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.utils.file_io import write_file
+from helpers.complaints import complaint, write_pairs
 from helpers.verb_flags import flags_of
-from tests.cli.test_bad_input import complaint, write_pairs
 
 MISTAKES = [
     (

@@ -16,13 +16,12 @@ from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.application import application
 from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions, SceneStatements
-from tests.builtin.test_builtin import few  # noqa: F401 (a fixture)
 
 NUM = 5
 
 
 @pytest.fixture
-def tried(eve, few, tmp_path, monkeypatch) -> Any:  # noqa: F811
+def tried(eve, few_icons, tmp_path, monkeypatch) -> Any:
     """Runs `eve try` up to the server, and returns the output and the application."""
     apps = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -40,7 +39,7 @@ def tried(eve, few, tmp_path, monkeypatch) -> Any:  # noqa: F811
     return run
 
 
-def test_every_tab_answers_its_own_examples(tried, few):  # noqa: F811
+def test_every_tab_answers_its_own_examples(tried, few_icons):
     """Most answers are those that the generator knows."""
     _, app = tried()
     with TestClient(app, base_url="http://localhost") as client:
@@ -65,7 +64,7 @@ def test_every_tab_answers_its_own_examples(tried, few):  # noqa: F811
             json={"image": examples["answer"][1][0]["image"], "text": "how many"},
         )
     assert len(heat.json()["result"]["images"]) == 1
-    assert {*index["examples"]} <= {*few}
+    assert {*index["examples"]} <= {*few_icons}
     assert num_equal(index["examples"], captions_of_best) >= NUM
     questions = SceneQuestions(split="val")
     statements = SceneStatements(split="val")
@@ -95,9 +94,9 @@ def num_equal(answers: list, accepted: list) -> int:
     return sum(answer in row for answer, row in zip(answers, accepted, strict=True))
 
 
-def test_own_captions_are_measured(tried, few, tmp_path):  # noqa: F811
+def test_own_captions_are_measured(tried, few_icons, tmp_path):
     """As a loop over searches measures them; without captions nothing is printed."""
-    captions = few[:12]
+    captions = few_icons[:12]
     (tmp_path / "mine").mkdir()
     icons = unpack_icons(tmp_path / "icons").parent
     for caption in captions:

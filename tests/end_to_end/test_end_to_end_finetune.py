@@ -16,7 +16,7 @@ from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.run.loading import load_run
 from eve_vl.synthetic.scenes.rows import SceneStatements
 from eve_vl.tasks.evaluator import evaluator_of
-from tests.cli.test_bad_input import complaint
+from helpers.complaints import complaint
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

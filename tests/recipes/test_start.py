@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.cli.test_bad_input import complaint
+from helpers.complaints import complaint
 from eve_vl.cli.main import main
 from eve_vl.config import DualEncoderConfig
 from eve_vl.config.generated_sources import generated

@@ -41,9 +41,9 @@ from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.number_task import CONFIG, Guess, scored, step_folder
 from helpers.number_task import train as train_guess
+from helpers.published import tiny_published, write_tokenizer_of_500
 from helpers.tiny_runs import tiny_run, write_run
 from helpers.twins import tiny_config
-from tests.interop.test_convert import tiny, tokenizer_of_500  # noqa: F401
 
 CONFIG_4 = replace(CONFIG, steps=4, log_every=3)
 FEW = settings(
@@ -282,9 +282,14 @@ def import_any(path: Path, run: Path, words: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about what it is asked to read here
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_converting_a_damaged_file_is_one_line(tmp_path: Path, words, suffix):
-    path, run = tmp_path / f"published{suffix}", tmp_path / "run"
-    torch.save(tiny("retrieval"), path) if suffix == ".pth" else save_file(tiny("retrieval"), path)
+def test_converting_a_damaged_file_is_one_line(tmp_path: Path, suffix):
+    path = tmp_path / f"published{suffix}"
+    run = tmp_path / "run"
+    words = write_tokenizer_of_500(tmp_path / "tokenizer.json")
+    if suffix == ".pth":
+        torch.save(tiny_published("retrieval"), path)
+    else:
+        save_file(tiny_published("retrieval"), path)
 
     @settings(FEW, max_examples=20)
     @given(odd_file(path))
