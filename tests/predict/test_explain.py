@@ -1,10 +1,12 @@
-"""Grad-CAM of each task against autograd through attention that is written out here.
+"""Heatmaps of each task against autograd through attention that is written out here.
 
-Letters: B batch, D width, T text tokens.
+Letters: B batch, S real tokens of a batch, D width, T text tokens.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -14,10 +16,8 @@ from torch import Tensor
 
 from eve_vl.data.batches import Batch
 from eve_vl.eve import Eve
-from eve_vl.model.attention import Attention
-from eve_vl.model.packing import PackedTokens, ReadPositions
+from eve_vl.model.packing import PackedTokens
 from eve_vl.predict.heatmap import Heatmap, overlay
-from eve_vl.tasks.vqa.task import VQA
 from eve_vl.utils.errors import UserError
 from helpers.tiny_runs import (
     ANSWERS,
@@ -31,82 +31,87 @@ from helpers.tiny_runs import (
 )
 
 
+def eve_of(name: str, **options: Any) -> Any:
+    return Eve(tiny_run(name, **options))
+
+
+def baseline_eve(**weights: float) -> Any:
+    return eve_of("masked", task=replace(BASELINE, **weights))
+
+
 @pytest.mark.parametrize(
-    ("name", "word"),
+    ("name", "word", "block"),
     [
-        ("masked", "blue squares"),
-        ("baseline", None),
-        ("baseline", "small blue"),
-        ("retrieval", "gray"),
-        ("retrieval", None),
-        ("vqa", "SMALL"),
-        ("vqa", None),
-        ("vqa", "[CLS]"),
-        ("nlvr2", "two"),
-        ("nlvr2_paired", None),
+        ("masked", "blue squares", 2),
+        ("baseline", None, 1),
+        ("baseline", "small blue", 2),
+        ("retrieval", "gray", 1),
+        ("retrieval", None, 1),
+        ("vqa", "SMALL", 1),
+        ("vqa", None, 1),
+        ("vqa", "[CLS]", 1),
+        ("nlvr2", "two", 1),
+        ("nlvr2_paired", None, 1),
     ],
 )
-def test_heat_maps_of_every_task(name, word):
-    eve = Eve(tiny_run("masked", task=BASELINE) if name == "baseline" else tiny_run(name))
-    images = [noise(0, 33, 48), noise(1, 20, 16)][: 2 if "nlvr2" in name else 1]
-    found = eve.explain(images if len(images) == 2 else images[0], TEXT, word=word)
-    assert isinstance(found, Heatmap)
-    assert len(found.heat) == len(found.grids) == len(images)
-    for image, shown, heat, grid, over in zip(
-        images, found.images, found.heat, found.grids, found.overlays(), strict=True
-    ):
-        np.testing.assert_array_equal(shown, image)
-        assert heat.shape == image.shape[:2]
-        assert heat.dtype == np.float32
-        assert heat.min() >= 0
-        assert grid.shape == (4, 4)
-        assert over.shape == image.shape
-        assert over.dtype == np.uint8
-    assert max(heat.max() for heat in found.heat) == 1
-    assert 0 < found.probability < 1
-    assert found.block == (2 if word and name in ("masked", "baseline") else 1)
+def test_every_task_draws_a_heatmap_of_each_image(name, word, block):
+    eve = baseline_eve() if name == "baseline" else eve_of(name)
+    images = [noise(0, 33, 48)]
+    if name.startswith("nlvr2"):
+        images.append(noise(1, 20, 16))
+    heatmap = eve.explain(images, TEXT, word=word)
+    assert isinstance(heatmap, Heatmap)
+    np.testing.assert_equal(list(heatmap.images), images)
+    assert [heat.shape for heat in heatmap.heat] == [image.shape[:2] for image in images]
+    assert [drawing.shape for drawing in heatmap.overlays()] == [image.shape for image in images]
+    assert {drawing.dtype for drawing in heatmap.overlays()} == {np.dtype(np.uint8)}
+    assert [grid.shape for grid in heatmap.grids] == [(4, 4)] * len(images)
+    assert {heat.dtype for heat in heatmap.heat} == {np.dtype(np.float32)}
+    assert min(heat.min() for heat in heatmap.heat) >= 0
+    assert max(heat.max() for heat in heatmap.heat) == 1
+    assert 0 < heatmap.probability < 1
+    assert heatmap.block == block
 
 
 @pytest.mark.parametrize("routing", ["reference", "reference-dropless"])
 @pytest.mark.parametrize("name", ["nlvr2", "nlvr2_paired"])
-def test_runs_that_take_the_two_images_one_by_one_look_at_both(name, routing):
-    found = Eve(tiny_run(name, model={"routing": routing})).explain([noise(0), noise(1)], TEXT)
-    assert len(found.heat) == 2
-    assert all(heat.max() > 0 for heat in found.heat)
+def test_both_images_have_heat_where_they_are_encoded_one_by_one(name, routing):
+    heatmap = eve_of(name, model={"routing": routing}).explain([noise(0), noise(1)], TEXT)
+    assert len(heatmap.heat) == 2
+    assert all(heat.max() > 0 for heat in heatmap.heat)
 
 
-def moving_one_weight(
-    eve: Eve, batch: Batch, block: int, rows: list[int], class_: int
-) -> np.ndarray:
-    """The map of a VQA run by autograd through attention that is written out here, (4, 4)."""
-    assert isinstance(eve.task, VQA)
-    attention, kept = eve.task.encoder.get_submodule(f"blocks.{block}.attn"), []
-    assert isinstance(attention, Attention)
+def slow_grid(eve: Any, batch: Batch, rows: Sequence[int], answer: str) -> Tensor:
+    """Return the map of block 0 of a VQA run, by autograd through written-out attention, (4, 4)."""
+    attention = eve.task.encoder.get_submodule("blocks.0.attn")
+    all_weights: list[Tensor] = []
 
-    def forward_packed(
-        x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None, bias: None
-    ) -> Tensor:
-        assert read is None and bias is None
+    def forward_packed(x_SD: Tensor, rows: PackedTokens, read: None, bias: None) -> Tensor:
+        assert read is None
+        assert bias is None
         q, k, v = (rows.unpack(x_SD) @ attention.qkv.weight.T).chunk(3, dim=2)
-        q, v = q + attention.q_bias, v + attention.v_bias
-        q, k, v = (part.unflatten(2, (2, 8)).transpose(1, 2) for part in (q, k, v))
-        kept.append((q @ k.transpose(2, 3) / 8**0.5).softmax(3))
-        kept[0].retain_grad()
-        return (
-            rows.pack((kept[0] @ v).transpose(1, 2).flatten(2)) @ attention.proj.weight.T
-            + attention.proj.bias
-        )
+        q = (q + attention.q_bias).unflatten(2, (2, 8)).transpose(1, 2)
+        k = k.unflatten(2, (2, 8)).transpose(1, 2)
+        v = (v + attention.v_bias).unflatten(2, (2, 8)).transpose(1, 2)
+        weights_BHNN = (q @ k.transpose(2, 3) / 8**0.5).softmax(3)
+        weights_BHNN.retain_grad()
+        all_weights.append(weights_BHNN)
+        heads_BND = (weights_BHNN @ v).transpose(1, 2).flatten(2)
+        return rows.pack(heads_BND) @ attention.proj.weight.T + attention.proj.bias
 
     with mock.patch.object(attention, "forward_packed", forward_packed):
-        eve.task.predict(batch)[0][0, class_].backward()
-    return (kept[0] * kept[0].grad).relu().mean(1)[0, rows, 1:17].sum(0).view(4, 4).detach().numpy()
+        eve.task.predict(batch)[0][0, ANSWERS.index(answer)].backward()
+    (weights_BHNN,) = all_weights
+    assert weights_BHNN.grad is not None
+    cam_BNN = (weights_BHNN * weights_BHNN.grad).relu().mean(1)
+    return cam_BNN[0, [17 + row for row in rows], 1:17].sum(0).view(4, 4).detach()
 
 
 @pytest.mark.parametrize(
     ("word", "rows"), [(None, range(7)), ("[CLS]", [0]), ("blue squares", [3, 4]), ("gray", [6])]
 )
-def test_looking_equals_a_backward_pass_by_hand(word, rows):
-    eve = Eve(tiny_run("vqa"))
+def test_a_heatmap_equals_a_backward_pass_by_hand(word, rows):
+    eve = eve_of("vqa")
     ids = ids_of(eve, TEXT)
     tokens = [eve.tokenizer.word(token) for token in ids[0].tolist()]
     assert tokens == ["[CLS]", "two", "small", "blue", "squares", "on", "gray"]
@@ -116,91 +121,86 @@ def test_looking_equals_a_backward_pass_by_hand(word, rows):
         is_padding_BT=torch.zeros(1, 7, dtype=torch.bool),
         where=("here",),
     )
-    expected = moving_one_weight(eve, batch, 0, [17 + row for row in rows], ANSWERS.index("red"))
-    found = eve.explain(noise(0), TEXT, word=word, answer="red", block=0)
-    assert_close(found.grids[0], expected, rtol=1e-3, atol=1e-7)
-    assert found.score == 'the answer "red"'
-    probability = {each.answer: each.probability for each in eve.answer(noise(0), TEXT)}["red"]
-    assert found.probability == pytest.approx(probability, rel=1e-4)
-    assert found.heat[0].max() == 1
+    heatmap = eve.explain(noise(0), TEXT, word=word, answer="red", block=0)
+    assert_close(heatmap.grids[0], slow_grid(eve, batch, rows, "red"), rtol=1e-3, atol=1e-7)
+    assert heatmap.score == 'the answer "red"'
+    probabilities = {answer.answer: answer.probability for answer in eve.answer(noise(0), TEXT)}
+    assert heatmap.probability == pytest.approx(probabilities["red"], rel=1e-4)
+    assert heatmap.heat[0].max() == 1
 
 
-def test_a_run_looks_for_its_own_answer():
-    eve = Eve(tiny_run("vqa"))
-    best = eve.answer(noise(0), TEXT, top=1)[0]
-    found = eve.explain(noise(0), TEXT)
-    assert (found.score, found.probability) == (
-        f'the answer "{best.answer}"',
-        pytest.approx(best.probability, rel=1e-5),
-    )
+def test_without_an_answer_the_most_probable_one_is_explained():
+    eve = eve_of("vqa")
+    (best,) = eve.answer(noise(0), TEXT, top=1)
+    heatmap = eve.explain(noise(0), TEXT)
+    assert heatmap.score == f'the answer "{best.answer}"'
+    assert heatmap.probability == pytest.approx(best.probability, rel=1e-5)
     assert eve.explain(noise(0), TEXT, block=-2).block == 1
 
 
-@pytest.mark.parametrize(
-    "weights", [{}, {"mlm_weight": 0.0}, {"mim_weight": 0.0, "mlm_weight": 0.0}]
-)
-def test_a_baseline_looks_for_the_match_or_for_a_hidden_word(weights):
-    """Without a word, or without a head for tokens, for the match that `match` tells; else for the
-    word."""
-    eve = Eve(tiny_run("masked", task=replace(BASELINE, **weights)))
-    probability = pytest.approx(eve.match(noise(0), TEXT), rel=1e-4)
-    for word in (None, "[CLS]", "blue"):
-        found = eve.explain(noise(0), TEXT, word=word)
-        if word == "blue" and "mlm_weight" not in weights:
-            assert (found.score, found.block) == ('the masked "blue"', 2)
-            assert found.probability != probability
-        else:
-            assert (found.score, found.probability, found.block, found.word) == (
-                "the match",
-                probability,
-                1,
-                word,
-            )
+@pytest.mark.parametrize("word", [None, "[CLS]", "blue"])
+@pytest.mark.parametrize("weights", [{"mlm_weight": 0.0}, {"mim_weight": 0.0, "mlm_weight": 0.0}])
+def test_a_baseline_without_a_token_head_explains_the_match(weights, word):
+    eve = baseline_eve(**weights)
+    heatmap = eve.explain(noise(0), TEXT, word=word)
+    assert (heatmap.score, heatmap.block, heatmap.word) == ("the match", 1, word)
+    assert heatmap.probability == pytest.approx(eve.match(noise(0), TEXT), rel=1e-4)
+
+
+def test_a_baseline_explains_the_match_or_a_masked_word():
+    eve = baseline_eve()
+    for word in (None, "[CLS]"):
+        heatmap = eve.explain(noise(0), TEXT, word=word)
+        assert (heatmap.score, heatmap.block, heatmap.word) == ("the match", 1, word)
+        assert heatmap.probability == pytest.approx(eve.match(noise(0), TEXT), rel=1e-4)
+    heatmap = eve.explain(noise(0), TEXT, word="blue")
+    assert (heatmap.score, heatmap.block) == ('the masked "blue"', 2)
 
 
 def test_a_baseline_without_matching_explains_only_a_masked_word():
-    eve = Eve(tiny_run("masked", task=replace(BASELINE, itm_weight=0.0)))
+    eve = baseline_eve(itm_weight=0.0)
     assert eve.explain(noise(0), TEXT, word="blue").score == 'the masked "blue"'
     with pytest.raises(UserError, match="name a word of the text"):
         eve.explain(noise(0), TEXT)
 
 
-def test_a_map_is_printed_and_kept_as_what_it_says():
-    found = Eve(tiny_run("nlvr2")).explain(noise(0), TEXT, right=noise(1), word="blue")
-    assert (
-        str(found)
-        == f'Grad-CAM of the label true (probability {found.probability:.4f}), attention of "blue" in block 1'
+def test_the_probability_of_a_masked_word_is_that_of_the_token_head():
+    eve = eve_of("masked")
+    heatmap = eve.explain(noise(0), TEXT, word="blue")
+    ids = ids_of(eve, TEXT)[0].tolist()
+    position = [eve.tokenizer.word(token) for token in ids].index("blue")
+    blue = ids[position]
+    ids[position] = eve.tokenizer.mask_id
+    probability = token_probabilities(eve, noise(0), ids, [position])[0, blue].item()
+    assert heatmap.score == 'the masked "blue"'
+    assert heatmap.probability == pytest.approx(probability, rel=1e-4)
+
+
+def test_a_heatmap_is_printed_and_written_as_json():
+    heatmap = eve_of("nlvr2").explain(noise(0), TEXT, right=noise(1), word="blue")
+    assert str(heatmap) == (
+        f"Grad-CAM of the label true (probability {heatmap.probability:.4f}), "
+        'attention of "blue" in block 1'
     )
-    values = json.loads(json.dumps(found.values()))
-    np.testing.assert_allclose(values.pop("grids"), found.grids)
+    values = json.loads(json.dumps(heatmap.values()))
+    np.testing.assert_allclose(values.pop("grids"), heatmap.grids)
     assert values == {
         "score": "the label true",
-        "probability": found.probability,
+        "probability": heatmap.probability,
         "word": "blue",
         "block": 1,
     }
 
 
-def test_a_hidden_word_is_hidden():
-    eve = Eve(tiny_run("masked"))
-    found = eve.explain(noise(0), TEXT, word="blue")
-    ids = ids_of(eve, TEXT)[0].tolist()
-    place = [eve.tokenizer.word(token) for token in ids].index("blue")
-    blue, ids[place] = ids[place], eve.tokenizer.mask_id
-    assert found.score == 'the masked "blue"'
-    assert found.probability == pytest.approx(
-        token_probabilities(eve, noise(0), ids, [place])[0, blue].item(), rel=1e-4
-    )
-
-
-def test_what_speaks_for_nothing_is_all_zero_and_an_overlay_shows_it():
-    cold, hot = overlay(noise(0), np.zeros((16, 16))), overlay(noise(0), np.ones((16, 16)))
-    assert cold[:, :, 2].mean() > cold[:, :, 0].mean()
-    assert hot[:, :, 0].mean() > hot[:, :, 2].mean() + 50
+def test_an_overlay_is_blue_where_cold_and_red_where_hot():
+    cold = overlay(noise(0), np.zeros((16, 16))).mean((0, 1))
+    hot = overlay(noise(0), np.ones((16, 16))).mean((0, 1))
+    assert cold[2] > cold[0]
+    assert hot[0] > hot[2] + 50
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "message"),
+    ("name", "arguments", "message"),
     [
         ("vqa", {"word": "green"}, f'"green" is not a word of "{TEXT}"'),
         ("vqa", {"word": "squa"}, '"squa" is not a word of'),
@@ -225,8 +225,7 @@ def test_what_speaks_for_nothing_is_all_zero_and_an_overlay_shows_it():
         ("masked", {"word": "[CLS]"}, "name a word of the text"),
     ],
 )
-def test_what_cannot_be_looked_for(name, kwargs, message):
-    arguments = {"image": noise(0), "text": TEXT} | kwargs
+def test_requests_that_cannot_be_explained_are_refused(name, arguments, message):
     with pytest.raises(UserError) as error:
-        Eve(tiny_run(name)).explain(**arguments)
+        eve_of(name).explain(**({"image": noise(0), "text": TEXT} | arguments))
     assert message in str(error.value)
