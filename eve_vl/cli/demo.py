@@ -16,6 +16,6 @@ class DemoArgs(Frozen):
 
 def run_demo(args: DemoArgs) -> None:
     """Pre-train, fine-tune and compare on built-in scenes: eve demo [--out runs/demo]."""
-    from eve_vl.demo import run_demo as train_and_compare
+    from eve_vl.demo.run_demo import run_demo as train_and_compare
 
     print_line(f"report: {train_and_compare(args.out)}")

@@ -7,13 +7,14 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from eve_vl import demo
 from eve_vl.cli.main import main
 from eve_vl.config import Config
+from eve_vl.demo.train_and_test import train_and_test
 from helpers import shortcuts  # noqa: F401
 
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOAD = ["eve_vl.demo"]  # as `eve demo`: whoever comes first starts the server of both
+# as `eve demo`: whoever comes first starts the server of both
+PRELOAD = ["eve_vl.demo.train_and_test"]
 STREAMS = {1: "stdout", 2: "stderr"}
 
 
@@ -35,9 +36,9 @@ def run(
     main(args)
 
 
-def demo_work(config: Config, num_test: int, nice: int = 0) -> dict[str, float]:
+def demo_work(config: Config, num_test: int) -> dict[str, float]:
     """The work of a job of the demo, with the shortcuts."""
-    return demo.work(config, num_test)
+    return train_and_test(config, num_test)
 
 
 class Forked:

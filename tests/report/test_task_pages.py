@@ -20,7 +20,7 @@ from eve_vl.config import Config
 from eve_vl.data.image_refs import ImageDrawing, ImageRef
 from eve_vl.data.row_dataset import eval_positions
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.demo import read_numbers
+from eve_vl.demo.train_and_test import read_numbers
 from eve_vl.evaluation.evaluate import evaluated, with_settings
 from eve_vl.model.router import Router
 from eve_vl.pages.drawing import percent
