@@ -78,7 +78,9 @@ class Eve:
     """
 
     def __init__(self, run: LoadedRun):
-        self.run, self.task, self.tokenizer = run, run.task, run.tokenizer
+        self.run = run
+        self.task = run.task
+        self.tokenizer = run.tokenizer
         self.predictor = predictor_of(run)
         self.inputs = self.predictor.inputs
 
@@ -113,7 +115,8 @@ class Eve:
 
     def __repr__(self) -> str:
         config = self.run.config
-        return f"Eve({self.run.shown}: {config.task.name}, step {self.run.step}; calls {', '.join(self.calls)})"
+        calls = ", ".join(self.calls)
+        return f"Eve({self.run.shown}: {config.task.name}, step {self.run.step}; calls {calls})"
 
     def __dir__(self) -> Iterable[str]:
         """List attributes and calls."""
@@ -205,43 +208,56 @@ class Eve:
         """
         if call in self.calls:
             return
-        config, shown = self.run.config, self.run.shown
+        run_name = self.run.shown
         if call == "experts":
             fix = "to get one with experts: eve pretrain RECIPE --model.deep-ffn moe"
-            raise NoSuchCallError(f"experts: {shown} is a run without experts; {fix}")
-        problem = (
-            f"{shown} is a run of task {config.task.name}, which allows {', '.join(self.calls)}"
-        )
+            raise NoSuchCallError(f"experts: {run_name} is a run without experts; {fix}")
+        task_name = self.run.config.task.name
+        problem = f"{run_name} is a run of task {task_name}, which allows {', '.join(self.calls)}"
         fix = self.predictor.how_to_get(call) or self._how_to_train(call)
         raise NoSuchCallError(f"{call}: {problem}; to get one that allows {call}: {fix}")
 
     def _how_to_train(self, call: str) -> str:
         """Return the command that trains a run of another task, which allows a call."""
-        config, shown, init = self.run.config, self.run.shown, self.run.config.init
-        if init and (is_name(shown) or not (is_name(init) or init.exists())):
-            init = None  # deleted, or not part of the package
-        tasks = [
+        kinds = [
             kind
             for kind in all_kinds(TaskConfig, "tasks").values()
-            if call in predictor_class(kind).requests()
+            if call in predictor_class(kind).requests() and not kind.is_pretraining
         ]
-        finetuned = [kind for kind in tasks if not kind.is_pretraining]
-        if not finetuned:
-            return "eve pretrain, or the run that this one started from" + (
-                f", {init}" if init else ""
-            )
-        if unfit := config.model.problems_with(finetuned[0](), "image_text"):
-            return f"eve pretrain of another model, because {unfit[0]}"
-        recipe, is_own = finetuned[0].name, not all(map(generated, config.data.train))
-        if config.input.image_size < 224:
-            recipe = SMALL.get(recipe, recipe) if is_own else f"demo_{recipe}"
-            recipe = (
-                "scenes_retrieval" if call in ("match", "explain") else recipe
-            )  # the others have no matching head
-        start = (
-            shown
-            if config.task.is_pretraining
-            else init or (shown if config.init else "PRETRAINED")
-        )
-        of_own = " --data.train PATH --data.val held-out" * is_own
-        return f"eve finetune {finetuned[0].recipe or recipe} --init {start}{of_own}"
+        init = self._existing_init()
+        if not kinds:
+            command = "eve pretrain, or the run that this one started from"
+            return f"{command}, {init}" if init else command
+        kind = kinds[0]
+        config = self.run.config
+        problems = config.model.problems_with(kind(), "image_text")
+        if problems:
+            return f"eve pretrain of another model, because {problems[0]}"
+
+        has_own_data = not all(map(generated, config.data.train))
+        recipe = kind.recipe or kind.name
+        if not kind.recipe and config.input.image_size < 224:
+            recipe = SMALL.get(kind.name, kind.name) if has_own_data else f"demo_{kind.name}"
+            if call in ("match", "explain"):  # the rest have no matching head
+                recipe = "scenes_retrieval"
+        command = f"eve finetune {recipe} --init {self._start(init)}"
+        if has_own_data:
+            command += " --data.train PATH --data.val held-out"
+        return command
+
+    def _existing_init(self) -> Path | None:
+        """Return the run that this one started from, unless it is gone or not in the package."""
+        init = self.run.config.init
+        if init is None or is_name(self.run.shown):
+            return None
+        if is_name(init) or init.exists():
+            return init
+        return None
+
+    def _start(self, init: Path | None) -> str | Path:
+        """Return the run to fine-tune from: this one if it was pre-trained, or its start."""
+        if self.run.config.task.is_pretraining:
+            return self.run.shown
+        if init is not None:
+            return init
+        return self.run.shown if self.run.config.init else "PRETRAINED"

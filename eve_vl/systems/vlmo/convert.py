@@ -15,7 +15,6 @@ Tensors that are joined, split or left out:
 from collections.abc import Mapping
 from dataclasses import replace
 from operator import itemgetter
-from typing import Any
 
 from torch import Tensor
 
@@ -42,20 +41,18 @@ from eve_vl.tasks.vqa.config import VQAConfig
 SIZES = {544: "vlmo_base_plus", 1024: "vlmo_large"}  # by width; all others are like vlmo_base
 NUM_HEADS = {544: 16}  # of attention, where they are not 64 wide
 LONGEST = 196  # tokens of the texts that every table of relative positions is made for
-ENDS, TEXTS = (
-    2,
-    2 * LONGEST,
-)  # rows between modalities and between words, after those between patches
-BLOCKS, TOP = "transformer.blocks.*.", ".mlp_vl."
-TABLE, TYPES = "relative_position_bias_table", "token_type_embeddings.weight"
-WORDS, SEGMENTS = (
-    "text_embeddings.word_embeddings.weight",
-    "text_embeddings.token_type_embeddings.weight",
-)
-PLACES, PATCHES = (
-    "text_embeddings.position_embeddings.weight",
-    "transformer.patch_embed.proj.weight",
-)
+# rows of such a table after those between patches
+CROSS_ROWS = 2  # between modalities
+TEXT_ROWS = 2 * LONGEST  # between words
+
+BLOCKS = "transformer.blocks.*."
+PAIR_NETWORK = ".mlp_vl."
+PATCHES = "transformer.patch_embed.proj.weight"
+RELATIVE_TABLE = "relative_position_bias_table"
+TYPES = "token_type_embeddings.weight"
+WORDS = "text_embeddings.word_embeddings.weight"
+SEGMENTS = "text_embeddings.token_type_embeddings.weight"
+TEXT_POSITIONS = "text_embeddings.position_embeddings.weight"
 UNUSED = (
     r"(text_|text_imag_)?relative_position_index|text_embeddings\.(position_ids|token_type_ids)"
 )
@@ -79,13 +76,17 @@ BODY: WeightTable = {
         lambda words, segments: words + segments[0], (WORDS, SEGMENTS)
     ),
     "encoder.text.type_embed": Computed(itemgetter(0), (TYPES,)),
-    "encoder.text.positions": PLACES,
+    "encoder.text.positions": TEXT_POSITIONS,
     "encoder.text.norm": "text_embeddings.LayerNorm",
     "encoder.norm": "transformer.norm",
     "encoder.pooler": "pooler.dense",
-    "encoder.relative.image_bias": Computed(lambda table: table[: -ENDS - TEXTS], (TABLE,)),
-    "encoder.relative.cross_bias": Computed(lambda table: table[-ENDS - TEXTS : -TEXTS], (TABLE,)),
-    "encoder.relative.text_bias": Computed(lambda table: table[-TEXTS:], (TABLE,)),
+    "encoder.relative.image_bias": Computed(
+        lambda table: table[: -CROSS_ROWS - TEXT_ROWS], (RELATIVE_TABLE,)
+    ),
+    "encoder.relative.cross_bias": Computed(
+        lambda table: table[-CROSS_ROWS - TEXT_ROWS : -TEXT_ROWS], (RELATIVE_TABLE,)
+    ),
+    "encoder.relative.text_bias": Computed(lambda table: table[-TEXT_ROWS:], (RELATIVE_TABLE,)),
     "right_bias": Computed(lambda types: types[2] - types[1], (TYPES,)),
     "answer_head": "vqa_classifier",
     "concat_head": "nlvr2_classifier",
@@ -97,26 +98,27 @@ BODY: WeightTable = {
 
 def key_table(tensors: Mapping[str, Tensor]) -> WeightTable:
     """Return the source of each of our tensors."""
-    block = {
-        ours: theirs
-        for ours, theirs in BLOCK.items()
-        if "vl" not in ours or not is_of_texts(tensors)
-    }
+    block = dict(BLOCK)
+    if is_of_texts(tensors):
+        block = {name: source for name, source in BLOCK.items() if "vl" not in name}
     if f"{BLOCKS}gamma_1".replace("*", "0") not in tensors:
-        block |= {"scale1": 1.0, "scale2": 1.0}
-    table = {**BODY, **with_prefixes("encoder.blocks.*.", BLOCKS, block)}
-    for ours, theirs, scale in (
-        ("features", "itc", "logit_scale"),
-        ("more_features.0", "itc_vl", "logit_vl_scale"),
-    ):
-        table[f"contrast.{ours}.temperature"] = Computed(
-            lambda log_scale: (-log_scale).exp(), (scale,)
-        )
-        table |= {
-            f"contrast.{ours}.{side}.weight": f"{theirs}_{side}_proj.fc.weight"
-            for side in ("image", "text")
-        }
-    return table
+        block["scale1"] = 1.0
+        block["scale2"] = 1.0
+    return {
+        **BODY,
+        **with_prefixes("encoder.blocks.*.", BLOCKS, block),
+        **_contrast_table("contrast.features.", "itc", "logit_scale"),
+        **_contrast_table("contrast.more_features.0.", "itc_vl", "logit_vl_scale"),
+    }
+
+
+def _contrast_table(our_prefix: str, foreign_prefix: str, scale: str) -> WeightTable:
+    """Return the sources of one of VLMo's two contrasts. scale: name of its logarithm."""
+    return {
+        f"{our_prefix}temperature": Computed(lambda log_scale: (-log_scale).exp(), (scale,)),
+        f"{our_prefix}image.weight": f"{foreign_prefix}_image_proj.fc.weight",
+        f"{our_prefix}text.weight": f"{foreign_prefix}_text_proj.fc.weight",
+    }
 
 
 def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversion:
@@ -125,30 +127,26 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversio
     num_heads 0: as the table of relative positions says, else those of the published size.
     """
     tensors = checked_tensors(tensors, args.drop, where)
-    sizes, model, section, start = infer(tensors, where, args.num_heads)
-    is_partial, length = (
-        is_of_texts(tensors),
-        min(args.text_tokens or sizes.text_length, sizes.text_length),
-    )
-    more: dict[str, Any] = {
-        "recipe": start,
-        "finetune_prefix": "vlmo_",
-        "table": key_table(tensors),
-        "token_embedding": WORDS,
-    }
-    more |= {
-        "unused": f"{UNUSED}|{PLACES}" if model.positions == "relative" else UNUSED,
-        "text_length": length,
-    }
-    notes = "; networks for pairs are random, which text-only checkpoints lack" * is_partial
+    sizes, model, section, recipe = infer(tensors, where, args.num_heads)
+    unused = UNUSED
+    if model.positions == "relative":
+        unused += f"|{TEXT_POSITIONS}"
+    notes = ""
+    if is_of_texts(tensors):
+        notes = "; networks for pairs are random, which text-only checkpoints lack"
     return Conversion(
         tensors=tensors,
         sizes=sizes,
         model=model,
         section=section,
-        is_partial=is_partial,
+        recipe=recipe,
+        finetune_prefix="vlmo_",
+        table=key_table(tensors),
+        token_embedding=WORDS,
+        text_length=min(args.text_tokens or sizes.text_length, sizes.text_length),
+        unused=unused,
+        is_partial=is_of_texts(tensors),
         notes=notes,
-        **more,
     )
 
 
@@ -162,49 +160,54 @@ FAMILY = Family("a VLMo checkpoint", ("text_tokens",), is_vlmo, plan)
 
 def is_of_texts(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether tensors are of the text stage, which has no networks for pairs."""
-    return not any(TOP in name for name in tensors)
+    return not any(PAIR_NETWORK in name for name in tensors)
 
 
 def infer(
     tensors: Mapping[str, Tensor], where: str, num_heads: int = 0
 ) -> tuple[InputConfig, VlmoModelConfig, TaskConfig, str]:
-    """Return a checkpoint's sizes, model, task and nearest recipe.
-
-    Raises UserError.
-    """
+    """Return a checkpoint's sizes, model, task and nearest recipe. Raises UserError."""
     width, _, patch_size, _ = tensors[PATCHES].shape
-    if is_relative := TABLE in tensors:
-        rows, columns = tensors[TABLE].shape
-        side, text_length = patches_per_side_of_table(rows, 3 + ENDS + TEXTS, where), LONGEST
-    else:
-        side = patches_per_side(tensors["transformer.pos_embed"].shape[:-1].numel(), where)
-        text_length, columns = len(tensors[PLACES]), 0
     depth = count_numbered(BLOCKS, tensors)
-    start = SIZES.get(width, "vlmo_base") + "_texts" * is_of_texts(tensors)
-    like = get_recipe(start).model
-    assert isinstance(like, VlmoModelConfig)
-    heads = num_heads or columns // depth or NUM_HEADS.get(width) or max(width // HEAD_WIDTH, 1)
-    ratio = len(tensors[f"{BLOCKS}mlp_imag.fc1.bias".replace("*", "0")]) / width
-    deep = count_numbered(BLOCKS, [name for name in tensors if TOP in name]) or min(
-        like.num_deep_blocks, depth
-    )
-    how: dict[str, Any] = {
-        "positions": "relative" if is_relative else "learned",
-        "text_embedding": "bert",
-    }
+    num_heads_of_table = 0
+    if RELATIVE_TABLE in tensors:
+        positions = "relative"
+        num_rows, num_columns = tensors[RELATIVE_TABLE].shape
+        side = patches_per_side_of_table(num_rows, 3 + CROSS_ROWS + TEXT_ROWS, where)
+        text_length = LONGEST
+        num_heads_of_table = num_columns // depth
+    else:
+        positions = "learned"
+        side = patches_per_side(tensors["transformer.pos_embed"].shape[:-1].numel(), where)
+        text_length = len(tensors[TEXT_POSITIONS])
+
+    recipe = SIZES.get(width, "vlmo_base")
+    if is_of_texts(tensors):
+        recipe += "_texts"
+    published = get_recipe(recipe).model
+    assert isinstance(published, VlmoModelConfig)
+    usual_num_heads = NUM_HEADS.get(width) or max(width // HEAD_WIDTH, 1)
+    hidden = len(tensors[f"{BLOCKS}mlp_imag.fc1.bias".replace("*", "0")])
+    num_deep = count_numbered(BLOCKS, [name for name in tensors if PAIR_NETWORK in name])
     model = replace(
-        like,
+        published,
         embed_dim=width,
         depth=depth,
-        num_heads=heads,
-        mlp_ratio=ratio,
-        num_deep_blocks=deep,
-        **how,
+        num_heads=num_heads or num_heads_of_table or usual_num_heads,
+        mlp_ratio=hidden / width,
+        num_deep_blocks=num_deep or min(published.num_deep_blocks, depth),
+        positions=positions,
+        text_embedding="bert",
     )
     sizes = InputConfig(
         image_size=side * patch_size, patch_size=patch_size, text_length=text_length
     )
-    found = (
-        task for prefix, task in HEADS.items() if any(name.startswith(prefix) for name in tensors)
-    )
-    return sizes, model, next(found, HeadlessConfig()), start
+    return sizes, model, _task_of_head(tensors), recipe
+
+
+def _task_of_head(tensors: Mapping[str, Tensor]) -> TaskConfig:
+    """Return the task of the first known head."""
+    for prefix, task in HEADS.items():
+        if any(name.startswith(prefix) for name in tensors):
+            return task
+    return HeadlessConfig()

@@ -74,7 +74,8 @@ class VlmoEncoder(Encoder):
         x_SD = self.norm_pre(rows.pack(tokens.x_BND))
         x_SD, shared_stats = self.run(blocks[:first], x_SD, rows, None)
 
-        states, routers = [], []
+        states = []
+        routers = []
         for pass_rows in (rows, replace(rows, is_pair=True)):
             x_BD, stats = self.run(blocks[first:], x_SD, pass_rows, read)
             states.append(x_BD)

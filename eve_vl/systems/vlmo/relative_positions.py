@@ -15,7 +15,8 @@ from eve_vl.config import InputConfig
 from eve_vl.model.tokens import Tokens
 from eve_vl.systems.vlmo.config import VlmoModelConfig
 
-MIN_GROWTH, MAX_GROWTH = 1.01, 1.5
+MIN_GROWTH = 1.01
+MAX_GROWTH = 1.5
 """Limits of the factor between successive steps of the resized grid (BEiT)."""
 
 
@@ -162,7 +163,8 @@ def geometric_places(count: int, reach: float) -> np.ndarray:
 
     q stays within its limits.
     """
-    low, high = MIN_GROWTH, MAX_GROWTH
+    low = MIN_GROWTH
+    high = MAX_GROWTH
     while high - low > 1e-6:
         q = (low + high) / 2
         if sum(q**step for step in range(count)) > reach:

@@ -17,7 +17,6 @@ Tensors that are joined, split or left out:
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,14 +47,18 @@ from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 
 BASE = m3ae_base()
-FIRST_PLACE = 2  # RoBERTa's position of the first token; earlier ones are padding
-VISUAL, ROBERTA, FUSION = "vision_encoder.visual.", "language_encoder.", "multi_modal_"
-BLOCKS, LAYERS = f"{VISUAL}transformer.resblocks.*.", f"{ROBERTA}encoder.layer.*."
+FIRST_POSITION = 2  # RoBERTa's position of the first token; earlier ones are padding
+VISUAL = "vision_encoder.visual."
+ROBERTA = "language_encoder."
+FUSION = "multi_modal_"
+BLOCKS = f"{VISUAL}transformer.resblocks.*."
+LAYERS = f"{ROBERTA}encoder.layer.*."
 SIDES = {"text": "language", "image": "vision"}  # as in the table of types
-PATCHES, KINDS = f"{VISUAL}conv1.weight", "modality_type_embeddings.weight"
-WORDS, PLACES, SEGMENTS = (
-    f"{ROBERTA}embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")
-)
+PATCHES = f"{VISUAL}conv1.weight"
+TYPES = "modality_type_embeddings.weight"
+WORDS = f"{ROBERTA}embeddings.word_embeddings.weight"
+TEXT_POSITIONS = f"{ROBERTA}embeddings.position_embeddings.weight"
+SEGMENTS = f"{ROBERTA}embeddings.token_type_embeddings.weight"
 UNUSED = (
     r"mim_head\.|vision_encoder\.(token_embedding\.|positional_embedding|ln_final\.)|.*\.self\.key\.bias$"
     r"|language_encoder\.(embeddings\.position_ids|embeddings\.token_type_ids|pooler\.)"
@@ -95,8 +98,12 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversio
     """Return the plan of a published M3AE. Raises UserError."""
     tensors = checked_tensors(tensors, args.drop, where)
     sizes, model, section = infer(tensors, where, args.num_heads)
-    has_decoder = any(name.startswith("mim_head.") for name in tensors)
-    length = sizes.text_length
+    unused = UNUSED
+    if isinstance(section, RetrievalConfig):
+        unused += f"|{PRETRAINED_MATCHING}"
+    notes = ""
+    if any(name.startswith("mim_head.") for name in tensors):
+        notes = "; left out the decoder of pixels"
     return Conversion(
         tensors=tensors,
         sizes=sizes,
@@ -105,12 +112,10 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversio
         table=key_table(section),
         recipe="m3ae_base",
         finetune_prefix="m3ae_",
-        unused=f"{UNUSED}|{PRETRAINED_MATCHING}"
-        if isinstance(section, RetrievalConfig)
-        else UNUSED,
+        unused=unused,
         token_embedding=WORDS,
-        text_length=min(args.text_tokens or length, length),
-        notes="; left out the decoder of pixels" if has_decoder else "",
+        text_length=min(args.text_tokens or sizes.text_length, sizes.text_length),
+        notes=notes,
     )
 
 
@@ -128,33 +133,31 @@ def infer(
     """Return a checkpoint's sizes, model and task from its tensors. Raises UserError."""
     width, _, patch_size, _ = tensors[PATCHES].shape
     image_size = patches_per_side(len(tensors[f"{VISUAL}positional_embedding"]), where) * patch_size
-    depths = [
-        count_numbered(prefix, tensors)
-        for prefix in (BLOCKS, LAYERS, f"{FUSION}language_layers.*.")
-    ]
-    assert isinstance(BASE.model, M3aeModelConfig)
     hidden = len(tensors[f"{BLOCKS}mlp.c_fc.bias".replace("*", "0")])
-    shape: dict[str, Any] = dict(
-        zip(("image_depth", "text_depth", "fusion_depth"), depths, strict=True)
-    )
-    shape |= {
-        "embed_dim": width,
-        "num_heads": num_heads or max(width // HEAD_WIDTH, 1),
-        "mlp_ratio": hidden / width,
-    }
+    fusion_depth = count_numbered(f"{FUSION}language_layers.*.", tensors)
+    assert isinstance(BASE.model, M3aeModelConfig)
     model = replace(
         BASE.model,
         towers="clip_roberta",
-        **shape,
-        pixel_layer=min(BASE.model.pixel_layer, depths[2]),
+        embed_dim=width,
+        image_depth=count_numbered(BLOCKS, tensors),
+        text_depth=count_numbered(LAYERS, tensors),
+        fusion_depth=fusion_depth,
+        num_heads=num_heads or max(width // HEAD_WIDTH, 1),
+        mlp_ratio=hidden / width,
+        pixel_layer=min(BASE.model.pixel_layer, fusion_depth),
     )
-    sizes = InputConfig(
-        image_size=image_size, patch_size=patch_size, text_length=len(tensors[PLACES]) - FIRST_PLACE
-    )
-    found = (
-        task for prefix, task in HEADS.items() if any(name.startswith(prefix) for name in tensors)
-    )
-    return sizes, model, next(found, HeadlessConfig())
+    text_length = len(tensors[TEXT_POSITIONS]) - FIRST_POSITION
+    sizes = InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length)
+    return sizes, model, _task_of_head(tensors)
+
+
+def _task_of_head(tensors: Mapping[str, Tensor]) -> TaskConfig:
+    """Return the task of the first known head."""
+    for prefix, task in HEADS.items():
+        if any(name.startswith(prefix) for name in tensors):
+            return task
+    return HeadlessConfig()
 
 
 def key_table(section: TaskConfig) -> WeightTable:
@@ -168,6 +171,7 @@ def key_table(section: TaskConfig) -> WeightTable:
     roberta = bert | {"norm2": "output.LayerNorm"}
     joint = bert | with_prefixes("cross.", "crossattention.", ATTENTION)
     joint |= {"norm2": "crossattention.output.LayerNorm", "norm3": "output.LayerNorm"}
+    is_retrieval = isinstance(section, RetrievalConfig)
     table = {
         "encoder.image.embed.cls": f"{VISUAL}class_embedding",
         "encoder.image.embed.positions": f"{VISUAL}positional_embedding",
@@ -180,15 +184,15 @@ def key_table(section: TaskConfig) -> WeightTable:
         "encoder.image.norm_pre": f"{VISUAL}ln_pre",
         "encoder.image.norm": f"{VISUAL}ln_post",
         "encoder.text.embed.words.weight": Computed(torch.add, (WORDS, SEGMENTS)),
-        "encoder.text.embed.positions": Computed(lambda places: places[FIRST_PLACE:], (PLACES,)),
+        "encoder.text.embed.positions": Computed(
+            lambda positions: positions[FIRST_POSITION:], (TEXT_POSITIONS,)
+        ),
         "encoder.text.embed.norm": f"{ROBERTA}embeddings.LayerNorm",
         **with_prefixes("encoder.image.blocks.*.", BLOCKS, CLIP),
         **with_prefixes("encoder.text.blocks.*.", LAYERS, roberta),
         "answer_head": "vqa_head",
         "class_head": "cls_head",
-        "contrast.match_head": "irtr_head"
-        if isinstance(section, RetrievalConfig)
-        else "itm_head.fc",
+        "contrast.match_head": "irtr_head" if is_retrieval else "itm_head.fc",
         **token_head("mlm_head"),
     }
     for kind, (ours, theirs) in enumerate(SIDES.items()):
@@ -201,7 +205,7 @@ def key_table(section: TaskConfig) -> WeightTable:
             f"encoder.fusion.{ours}_pooler": f"{FUSION}{theirs}_pooler.dense",
             f"encoder.fusion.{ours}_proj.weight": f"{proj}.weight",
             f"encoder.fusion.{ours}_proj.bias": Computed(
-                lambda bias, types, row=kind: bias + types[row], (f"{proj}.bias", KINDS)
+                lambda bias, types, row=kind: bias + types[row], (f"{proj}.bias", TYPES)
             ),
         }
     return table

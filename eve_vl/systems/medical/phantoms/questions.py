@@ -28,7 +28,8 @@ from eve_vl.systems.medical.phantoms.world import (
     Phantom,
 )
 
-CLOSED, OPEN = "CLOSED", "OPEN"
+CLOSED = "CLOSED"
+OPEN = "OPEN"
 YES_NO = ("yes", "no")
 NO_YES = ("no", "yes")
 NONE = "none"

@@ -23,7 +23,9 @@ from eve_vl.systems.medical.phantoms.world import (
 )
 from eve_vl.systems.medical.readers.chexpert import CHEXPERT_LABELS
 
-PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
+PRESENT = 1
+ABSENT = 0
+UNCERTAIN = -1
 NORMAL = "no acute finding"
 NAMES = {
     world.CARDIOMEGALY: ("cardiomegaly", "enlargement of the heart"),

@@ -24,7 +24,8 @@ class PairEvaluator(ClassifierEvaluator[ItemPairs]):
     """
 
     section = PairConfig
-    main_metric, score_name = PR_AUC, "pair_acc"
+    main_metric = PR_AUC
+    score_name = "pair_acc"
     baselines = (
         Baseline("pr_auc", "pair", "pr_auc_chance", "chance"),
         Baseline("pr_auc", "pair", "pr_auc_images", "of the images only", "uses the texts"),

@@ -12,7 +12,9 @@ class Same(Request):
     Each item is an image with a text. Lists are answered row by row.
     """
 
-    name, title, by_rows = "same", "Same item", True
+    name = "same"
+    title = "Same item"
+    by_rows = True
     left: Positional[Images]
     """Left image."""
     left_text: Positional[Texts]

@@ -56,7 +56,8 @@ class ItemPairs(Classifier[PairConfig]):
         self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None, shown: str
     ) -> tuple[Tensor, Routers]:
         """Return the [CLS] states (B, D) of one item each, and router statistics."""
-        image, text = None, None
+        image = None
+        text = None
         if shown != "text":
             image = self.encoder.image(normalize(images_BCHW))
         if shown != "image":
@@ -66,7 +67,9 @@ class ItemPairs(Classifier[PairConfig]):
     def predict(self, batch: ItemBatch) -> tuple[Tensor, Routers]:
         """Return logits (B, 2) of a batch's pairs as shown, and router statistics."""
         tensors = [getattr(batch, ITEM_FIELDS[name]) for name in self.reads]
-        states, row_parts, routers = [], [], []
+        states = []
+        row_parts = []
+        routers = []
         for kind in dict.fromkeys(batch.shown):
             rows = [row for row, shown in enumerate(batch.shown) if shown == kind]
             row_R = torch.tensor(rows, device=batch.ids_BT.device)

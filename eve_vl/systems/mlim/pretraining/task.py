@@ -71,7 +71,7 @@ class Mlim(MaskedSignalTask[MlimConfig]):
             (batch,) = self.before_step([batch])
         assert batch.num_tokens is not None and batch.num_patches is not None
         zero = batch.num_tokens.new_zeros(())
-        mlm, mim, num_right = zero, zero, zero
+        mlm = mim = num_right = zero
         routers = []
         for part in batch.parts:
             encoded = self.encode(part, keep=True, mask=True)
