@@ -26,6 +26,7 @@ from helpers.campaign_cases import PACKAGE, Case, Outcome, lay_out, run_case
 from helpers.campaign_data import data_readers
 from helpers.campaign_reader import Reader
 from helpers.campaign_runs import make_base, run_readers
+from helpers.campaign_weights import weight_readers
 from helpers.campaign_workers import CampaignOptions, run_all
 
 SAVED_PER_GROUP = 3  # escapes whose inputs are kept
@@ -173,6 +174,7 @@ def main() -> int:
     build_base(out / "base")
     torch.set_num_threads(1)  # threads would not survive the fork
     readers = data_readers(out / "base") | run_readers(out / "base")
+    readers |= weight_readers(out / "base")
     options = CampaignOptions(
         readers=readers,
         seed=flags.seed,

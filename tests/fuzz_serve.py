@@ -42,9 +42,11 @@ from PIL import Image
 from eve_vl.eve import Eve
 from eve_vl.serve.limits import DECODERS, MB, Limits
 from helpers.byte_mutations import mutate_bytes
+from helpers.encoded_images import png_of_chunks, with_repeated_scan
 from helpers.json_mutations import mutate_json, write_json
 from helpers.mutations import mutate
-from helpers.serving import BOMB, CALLS, IMAGE_CALLS, as_json, base64_text, png, png_of_chunks
+from helpers.process_limits import memory
+from helpers.serving import BOMB, CALLS, IMAGE_CALLS, as_json, base64_text, png
 from helpers.tiny_runs import TEXTS, tiny_run, write_run
 
 LIMITS = Limits(queue=64, memory_mb=64, body_mb=2, pixels=4_000_000, body_seconds=5.0)
@@ -303,13 +305,6 @@ async def metrics(port: int) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.MULTILINE)}
 
 
-def peak_memory(process: int) -> int:
-    """Return the most bytes that a process has ever had in memory."""
-    status = Path(f"/proc/{process}/status").read_text()
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
-    return int(kilobytes) * 1024
-
-
 async def campaign(port: int, secret: str, args: argparse.Namespace) -> tuple[Seen, float]:
     """Send all requests, many at a time; return the answers and the idle process's bytes."""
     seen = Seen()
@@ -370,9 +365,7 @@ def jpeg_of_many_scans() -> bytes:
     file = io.BytesIO()
     image = Image.linear_gradient("L").resize((1500, 1500)).convert("RGB")
     image.save(file, "JPEG", progressive=True)
-    data = file.getvalue()
-    last_scan = data[data.rfind(b"\xff\xc4", 0, data.rfind(b"\xff\xda")) : -2]
-    return data[:-2] + last_scan * 1000 + data[-2:]
+    return with_repeated_scan(file.getvalue(), 1000)
 
 
 def slow_images() -> list[bytes]:
@@ -494,7 +487,7 @@ def main() -> None:
             percentiles = asyncio.run(compare(port, args.beside))
             sys.exit(max(percentiles) >= 1)
         seen, idle = asyncio.run(campaign(port, folder, args))
-        growth = (peak_memory(server.pid) - idle) / MB
+        growth = (memory("VmHWM", server.pid) - idle) / MB
         server.send_signal(signal.SIGTERM)
         code = server.wait(60)
         output = log.read_text(errors="replace")

@@ -37,7 +37,7 @@ from helpers.killed_trainings import (
     kill,
     measure_durations,
 )
-from helpers.run_differences import run_differences
+from helpers.run_comparison import run_differences
 
 FLAGS = (
     f"--out run --train.steps {STEPS} --train.save-every 3 --train.val-every 4 --train.log-every 2 "

@@ -16,7 +16,14 @@ from eve_vl.data.decoding import decode, size_of
 from eve_vl.data.image_refs import ImageBytes, ImageFile
 from eve_vl.utils.errors import BadSampleError
 from helpers.damaged_bytes import assert_plain, damaged
-from helpers.encoded_images import encode, exif_of, with_header_checksum
+from helpers.encoded_images import (
+    SCAN,
+    encode,
+    exif_of,
+    with_header_checksum,
+    with_repeated_scan,
+)
+from helpers.process_limits import memory
 
 GRADIENT = Image.linear_gradient("L")
 
@@ -28,18 +35,12 @@ def decoded(data: bytes) -> Tensor:
 # Memory
 
 
-def memory_status() -> dict[str, int]:
-    """Return the KiB of this process, by name."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
-
-
 def peak(work: Callable[[], object]) -> int:
     """Return how many bytes more than before are in memory at the worst moment of some work."""
     Path("/proc/self/clear_refs").write_text("5")
-    before = memory_status()["VmRSS"]
+    before = memory("VmRSS")
     work()
-    return 1024 * (memory_status()["VmHWM"] - before)
+    return memory("VmHWM") - before
 
 
 @pytest.mark.skipif(
@@ -97,15 +98,12 @@ def test_files_far_too_large_are_not_read(tmp_path: Path):
 
 # Time
 
-SCAN = b"\xff\xda"
-
 
 def jpeg_of_scans(num: int, exif: bytes = b"") -> bytes:
     """Return a progressive JPEG of 64 pixels whose last scan is repeated."""
     image = GRADIENT.resize((64, 64)).convert("RGB")
-    data = encode(image, "JPEG", progressive=True, exif=exif)
-    last_scan = data[data.rfind(b"\xff\xc4", 0, data.rfind(SCAN)) : -2]
-    return data[:-2] + last_scan * (num - data.count(SCAN)) + data[-2:]
+    jpeg = encode(image, "JPEG", progressive=True, exif=exif)
+    return with_repeated_scan(jpeg, num - jpeg.count(SCAN))
 
 
 def test_a_jpeg_of_too_many_scans_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from eve_vl.data.crops import Crop
 from eve_vl.data.decoding import MAX_PIXELS, decode, decode_bytes, size_of
 from eve_vl.data.image_refs import ImageBytes, ImageFile, ImagePixels
 from eve_vl.utils.errors import BadSampleError
-from helpers.encoded_images import encode, exif_of, with_header_checksum
+from helpers.encoded_images import encode, exif_of, png_of_chunks, with_header_checksum
 
 RNG = np.random.default_rng(0)
 COARSE = Image.fromarray(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -105,16 +105,10 @@ def test_16_bit_gray_is_scaled_and_not_clipped(form: str):
 
 def deep_png(deep: np.ndarray) -> bytes:
     """Return a PNG of uint16 (height, width, 3); Pillow writes no 16-bit colour."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + body))
-        return struct.pack(">I", len(body)) + kind + body + checksum
-
     height, width, _ = deep.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
-    body = chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b"")
+    return png_of_chunks((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
 
 
 def test_16_bit_colour_is_scaled():

@@ -15,8 +15,8 @@ from eve_vl.data import fingerprint
 from eve_vl.data.opening import open_sources
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.synthetic.scenes.rows import ScenePairs
-from helpers.campaign_tables import tar_of
 from helpers.captioned_folders import redraw, write_data
+from helpers.tars import write_tar_of
 from helpers.twins import tiny_config
 
 
@@ -45,7 +45,7 @@ def write_forms(folder: Path) -> None:
     for number, (row, cell) in enumerate(zip(rows, cells, strict=True)):
         members[f"{number}.png"] = cell["bytes"]
         members[f"{number}.txt"] = row["caption"].encode()
-    (folder / "a.tar").write_bytes(tar_of(members))
+    write_tar_of(folder / "a.tar", members)
 
 
 @pytest.fixture(scope="module")

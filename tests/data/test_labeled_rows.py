@@ -99,20 +99,3 @@ def test_rows_without_an_input_are_unusable(inputs: str, lacking: str, training:
     assert sample.where == ("labelled:0" if training else "lacks:0")
     batch = dataset.collate([sample, dataset[(0, 0, 1)]])
     assert len(batch.where) == (2 if training else 1)  # in evaluation nothing replaces it
-
-
-@pytest.mark.parametrize("inputs", ["image", "both"])
-@pytest.mark.parametrize(
-    ("text", "label", "is_mirrored"),
-    [("x", "ring", True), ("x", "turn left", False), ("right", "x", False)],
-)
-def test_images_are_not_mirrored_if_a_label_or_text_names_a_side(
-    inputs: str, text: str, label: str, is_mirrored: bool
-):
-    row = LabeledExample(
-        image=noise(5, height=16, width=16), text=text, labels=("a", label), where="x:0"
-    )
-    data = {"crop_scale": (1.0, 1.0), "flip": True}
-    dataset = dataset_of(ListSource([row]), inputs, training=True, **data)
-    images = {dataset.load(epoch, 0, 0).image.numpy().tobytes() for epoch in range(24)}
-    assert len(images) == (2 if is_mirrored else 1)

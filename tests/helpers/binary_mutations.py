@@ -9,6 +9,7 @@ from random import Random
 import numpy as np
 
 from helpers.byte_mutations import mutate_bytes, numbers_at
+from helpers.encoded_images import png_chunk
 
 PNG_CHUNKS = (b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"tRNS", b"PLTE")
 PNG_CHUNKS += (b"gAMA", b"IDAT", b"pHYs")
@@ -61,11 +62,6 @@ def mutate_png(rng: Random, data: bytes) -> bytes:
     noise = rng.randbytes(26)
     body = rng.choice((b"", b"x", noise, b"a\0\0" + compressed_zeros(), b"\0" * 200_000))
     return data[:33] + png_chunk(kind, body) + data[33:]
-
-
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    checksum = zlib.crc32(kind + body)
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
 @functools.cache

@@ -23,7 +23,8 @@ from helpers.campaign_actions import (
 )
 from helpers.campaign_images import GOOD, IMAGES, NUM_ROWS, encode, one_image, source_images
 from helpers.campaign_reader import Files, Reader, files_in, leave_alone, lines
-from helpers.campaign_tables import odd_table, parquet_of, tar_of
+from helpers.campaign_tables import odd_table, parquet_of
+from helpers.tars import tar_of
 from helpers.twins import CAPTIONS
 
 CAPTIONED = [{"image": name, "caption": [f"a cat {name}", f"the {name}"]} for name in IMAGES]
@@ -187,9 +188,9 @@ def shard_readers() -> dict[str, Reader]:
         members[f"{number:04}.png"] = IMAGES[f"{number}.png"]
         members[f"{number:04}.txt"] = b"cat %d" % number
         members[f"{number:04}.json"] = b'{"caption": "a dog"}'
-    tar = tar_of(members)
+    tar = tar_of(members, tarfile.USTAR_FORMAT)
     long_names = {f"ü{'x' * 120}{name}": data for name, data in members.items()}
-    pax = tar_of(long_names, tarfile.PAX_FORMAT)
+    pax = tar_of(long_names)
     index_only = {"afterwards": damage_index, "damage": leave_alone}
     return {
         "tar": table("a.tar", tar, other_files={}, weight=2),

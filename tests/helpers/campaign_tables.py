@@ -1,8 +1,7 @@
-"""Tars and Parquet files for the fault campaigns, some with columns of unusual types."""
+"""Parquet files for the fault campaigns, some with columns of unusual types."""
 
 import io
-import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -15,16 +14,6 @@ from helpers.odd_values import TEXTS
 
 ODD_NAMES = ["image", "caption", "question", "answer", "label", "question_id", "images"]
 ODD_NAMES += ["sentence", "text", "a\x1bb", "identifier"]
-
-
-def tar_of(members: Mapping[str, bytes], form: int = tarfile.USTAR_FORMAT) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return file.getvalue()
 
 
 def parquet_of(rows: Sequence[dict[str, Any]]) -> bytes:

@@ -1,6 +1,5 @@
 """A set of six one-coloured cards, for the tests of readers."""
 
-import io
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,13 @@ from eve_vl.data.kinds.registry import row_kinds
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import Source
 from eve_vl.utils.errors import BadSampleError
+from helpers.encoded_images import encode
 
 COLORS = ("red", "lime", "blue", "gold", "pink", "navy")
 
 
 def encoded_card(color: str, form: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (20, 16), color).save(file, form)
-    return file.getvalue()
+    return encode(Image.new("RGB", (20, 16), color), form)
 
 
 def write_images(folder: Path) -> None:

@@ -1,13 +1,15 @@
-"""A world of many processes of which one is here, on tensors without values: shapes, and what it
-sends."""
+"""A world of many processes of which one is here, on tensors without values: their shapes, and what
+the process sends."""
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -28,17 +30,15 @@ from eve_vl.utils.launcher import ProcessPlace
 def world(rank: int, size: int, per_machine: int) -> Iterator[None]:
     """Be one process of a world."""
 
-    def alike(found: list[Any], value: object) -> None:
-        found[:] = [value] * size
+    def gather_equal(objects: list[Any], value: object) -> None:
+        objects[:] = [value] * size
 
-    def own_mesh(
+    def unique_mesh(
         device: str, shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]
     ) -> DeviceMesh:
-        """Return a mesh that is equal to no other rank's: torch caches what it finds for equal
-        ones."""
-        return init_device_mesh(
-            device, shape, mesh_dim_names=tuple(f"{name}_{rank}" for name in mesh_dim_names)
-        )
+        """Return a mesh that equals no other rank's: torch caches results for equal ones."""
+        names = tuple(f"{name}_{rank}" for name in mesh_dim_names)
+        return init_device_mesh(device, shape, mesh_dim_names=names)
 
     place = ProcessPlace(
         rank=rank, world_size=size, local_rank=rank % per_machine, local_world_size=per_machine
@@ -47,54 +47,64 @@ def world(rank: int, size: int, per_machine: int) -> Iterator[None]:
     try:
         with (
             mock.patch.object(shard, "process_place", lambda: place),
-            mock.patch.object(dist, "all_gather_object", alike),
-            mock.patch.object(shard, "init_device_mesh", own_mesh),
+            mock.patch.object(dist, "all_gather_object", gather_equal),
+            mock.patch.object(shard, "init_device_mesh", unique_mesh),
         ):
             yield
     finally:
         dist.destroy_process_group()
 
 
-class Sent(TorchDispatchMode):
-    """Collective operations with the bytes of their tensors."""
+@dataclass(frozen=True)
+class Exchange:
+    """A collective operation, and the bytes of its tensors."""
+
+    name: str
+    size: int
+
+
+class Exchanges(TorchDispatchMode):
+    """Collects the collective operations."""
 
     def __init__(self):
         super().__init__()
-        self.found: list[tuple[str, int]] = []
+        self.all: list[Exchange] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "c10d" in func.namespace:
-            tensors = [each for each in pytree.tree_leaves(args) if isinstance(each, torch.Tensor)]
-            self.found.append((func._opname, sum(each.nbytes for each in tensors)))
+            leaves = pytree.tree_leaves(args)
+            size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+            self.all.append(Exchange(func._opname, size))
         return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
 def sharded(config: Config) -> Iterator[Any]:
-    """Give a task in shards, without values."""
+    """Give a task in shards, without values. No row knows its expert."""
     device = torch.device("cpu")
     with torch.device("meta"):
         task = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size)).train()
     mesh = shard._mesh(device)  # made of values
-    by_one = mock.patch.object(
-        experts, "grouped_linear", lambda x, weight, _: x @ weight[0].t()
-    )  # no row knows its expert
+
+    def first_expert(x: Tensor, weight: Tensor, _: Any) -> Tensor:
+        return x @ weight[0].t()
+
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(shard, "_mesh", lambda _: mesh),
-        by_one,
+        mock.patch.object(experts, "grouped_linear", first_expert),
     ):
         task.to_empty(device=device)
         data_parallel.parallelize(task, device, "shard")
         yield task
 
 
-def sent_in_a_step(task: Any) -> list[tuple[str, int]]:
+def exchanges_of_a_step(task: Any) -> list[Exchange]:
     """Return the collective operations of a training step."""
     optimizer = build_optimizer(task.named_parameters(), task.config.train)
-    with Sent() as sent:
+    with Exchanges() as exchanges:
         (batch,) = task.before_step([example_batch(task)])
         task(batch).loss.backward()
         gradient_clipping.clip_gradients(task, 1.0)
         optimizer.step()
-    return sent.found
+    return exchanges.all

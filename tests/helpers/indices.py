@@ -1,8 +1,7 @@
 """Images and tables to index, and a plain reader of an index."""
 
-import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from eve_vl.search.index_files import DATABASE
+from helpers.source_files import write_jsonl
 from helpers.tiny_runs import TEXTS, noise
 
 NUM_OLD = 8
@@ -37,11 +37,6 @@ def write_images(folder: Path, numbers: Iterable[int]) -> None:
         write_image(folder / f"{number}.png", number)
 
 
-def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 CAPTIONED = {
     "cat": "a cat",
     "dogs": "two dogs: animals, pets",
@@ -63,7 +58,7 @@ def write_captioned(folder: Path) -> Path:
         if caption:
             row["caption"] = caption
         rows.append(row)
-    return write_table(folder / "table.jsonl", rows)
+    return write_jsonl(folder / "table.jsonl", rows)
 
 
 @dataclass(frozen=True)

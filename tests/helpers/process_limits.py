@@ -9,9 +9,9 @@ import torch
 ROOM = 3 * 2**30  # bytes of addresses beyond those at the start: a runaway leaves the machine alone
 
 
-def memory(name: str) -> int:
-    """Return a number of /proc/self/status in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def memory(name: str, process: int | str = "self") -> int:
+    """Return a number of /proc/PROCESS/status in bytes, such as VmRSS, or VmHWM for the peak."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise ValueError(name)

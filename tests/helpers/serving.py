@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,15 +13,14 @@ from PIL import Image
 from eve_vl.eve import Eve
 from eve_vl.serve.application import application
 from eve_vl.serve.service import Service
+from helpers.encoded_images import encode, png_of_chunks
 from helpers.tiny_runs import TEXTS, noise
 
 JSON = {"content-type": "application/json"}
 
 
 def png(seed: int, height: int = 20, width: int = 30) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(noise(seed, height, width)).save(file, "PNG")
-    return file.getvalue()
+    return encode(Image.fromarray(noise(seed, height, width)), "PNG")
 
 
 def base64_text(data: bytes) -> str:
@@ -96,15 +94,6 @@ IMAGE_CALLS = [
     Call("classification", "explain", {"image": ONE}),
 ]
 """Calls whose answers are images."""
-
-
-def png_of_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
-    """Return a PNG file of chunks, each with its kind and its data."""
-    data = b"\x89PNG\r\n\x1a\n"
-    for kind, content in chunks:
-        checksum = struct.pack(">I", zlib.crc32(kind + content))
-        data += struct.pack(">I", len(content)) + kind + content + checksum
-    return data
 
 
 def bomb(side: int) -> bytes:

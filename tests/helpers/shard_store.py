@@ -2,7 +2,6 @@
 
 import json
 import re
-import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +18,7 @@ from eve_vl.data.loader import train_loader
 from eve_vl.data.opening import open_sources
 from eve_vl.data.tokenizer import Tokenizer
 from helpers.color_cards import encoded_card
-from helpers.tar_shards import add_member
+from helpers.tars import write_tar_of
 from helpers.twins import tiny_config
 
 NUM = 6  # rows of a shard
@@ -89,10 +88,11 @@ class Handler(BaseHTTPRequestHandler):
 
 def write_shard(path: Path, first: int, num: int = NUM, color: str = "red") -> Path:
     """Write rows `first` to `first + num`, and img2dataset's file about the shard."""
-    with tarfile.open(path, "w") as tar:
-        for number in range(first, first + num):
-            add_member(tar, f"{number:06}.png", encoded_card(color) + bytes(number))
-            add_member(tar, f"{number:06}.txt", b"a card %d" % number)
+    members = {}
+    for number in range(first, first + num):
+        members[f"{number:06}.png"] = encoded_card(color) + bytes(number)
+        members[f"{number:06}.txt"] = b"a card %d" % number
+    write_tar_of(path, members)
     stats = path.with_name(f"{path.stem}_stats.json")
     stats.write_text(json.dumps({"successes": num}))
     return path

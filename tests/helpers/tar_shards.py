@@ -1,10 +1,7 @@
 """Tar shards for tests: as the webdataset package writes and reads them, and with odd members."""
 
-import io
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
@@ -42,12 +39,3 @@ def assert_as_webdataset(source: Source, paths: Sequence[Path]) -> None:
         assert row.captions[0].encode() == sample["txt"]
         assert isinstance(row.image, ImageSpan)
         assert row.image.read() == sample["jpg"]
-
-
-def add_member(tar: tarfile.TarFile, name: str, data: bytes, **fields: Any) -> None:
-    """Add a file to a tar; fields: of its header."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    tar.addfile(info, io.BytesIO(data))

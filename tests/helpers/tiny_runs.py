@@ -35,6 +35,7 @@ BASELINE = ContrastMatchConfig(
 )
 TEXT = "two small blue squares on gray"
 TEXTS = (TEXT, "a red circle", "purple triangle, orange heart")
+NUM_IMAGE = 17  # tokens of an image, its [CLS] included
 
 
 def tiny_run(
@@ -44,27 +45,23 @@ def tiny_run(
     task: dict | TaskConfig | None = None,
     model: dict | ModelConfig | None = None,
 ) -> LoadedRun:
-    """A run whose every weight matters: 16 patches of 4×4, at most 12 tokens, 3 blocks of which the
-    last 2 have experts.
+    """Return a run whose every weight matters, with a tokenizer of whole words.
 
-    task: fields of the pre-training section, for "masked". model: fields of the model section.
+    16 patches of 4×4, at most 12 tokens, 3 blocks of which the last 2 have experts. task: fields of
+    the pre-training section, for "masked". model: fields of the model section.
     """
-    config, tokenizer = (
-        tiny_config(task=task or TASKS[name], model=model),
-        Tokenizer.train(CAPTIONS * 3, 500),
-    )  # whole words
+    config = tiny_config(task=task or TASKS[name], model=model)
+    tokenizer = Tokenizer.train(CAPTIONS * 3, 500)
     built = build_task(config, tokenizer, ANSWERS)
     randomize(built, seed=1, std=0.35)
     return LoadedRun(config=config, tokenizer=tokenizer, task=built.eval(), step=1, folder=folder)
 
 
 def write_run(run: LoadedRun, folder: Path) -> Path:
-    """Write what `load_run` reads."""
+    """Write the files that `load_run` reads."""
     folder.mkdir(parents=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in run.task.state_dict().items()},
-        folder / "model.safetensors",
-    )
+    weights = {name: tensor.contiguous() for name, tensor in run.task.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(config_to_json(run.config))
     (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
     (folder / "answers.json").write_text(json.dumps(ANSWERS))
@@ -73,30 +70,29 @@ def write_run(run: LoadedRun, folder: Path) -> Path:
 
 
 def noise(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
-    """An image: uint8 (height, width, 3)."""
+    """Return an image: uint8 (height, width, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def pixels(*images: np.ndarray) -> torch.Tensor:
-    """Images of the right size as the encoder gets them: float (B, 3, 16, 16) in [-1, 1], in plain
-    arithmetic."""
-    return torch.stack(
-        [torch.from_numpy(image).permute(2, 0, 1).double() / 255 * 2 - 1 for image in images]
-    ).float()
+def pixels(*images: np.ndarray) -> Tensor:
+    """Return images of the right size as the encoder gets them: float (B, 3, 16, 16) in [-1, 1]."""
+    batch_BHWC = torch.from_numpy(np.stack(images)).double()
+    return (batch_BHWC.permute(0, 3, 1, 2).contiguous() / 255 * 2 - 1).float()
 
 
 def assert_close(
-    found: np.ndarray,
+    values: np.ndarray,
     expected: Tensor | np.ndarray | list[float],
     rtol: float = 1e-4,
     atol: float = 1e-5,
 ) -> None:
-    expected = expected.detach().numpy() if isinstance(expected, Tensor) else np.array(expected)
-    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
+    if isinstance(expected, Tensor):
+        expected = expected.detach().numpy()
+    np.testing.assert_allclose(values, expected, rtol=rtol, atol=atol)
 
 
 def ids_of(eve: Eve, text: str) -> Tensor:
-    """Token ids of one text, (1, T)."""
+    """Return token ids of one text, (1, T)."""
     return torch.tensor([eve.tokenizer.backend.encode(text).ids])
 
 
@@ -104,17 +100,18 @@ def image_tokens(task: Task, *images: np.ndarray) -> Tokens:
     return task.encoder.image(pixels(*images))
 
 
-def text_cls(eve: Eve, source_image: np.ndarray, text: str) -> Tensor:
-    """State of the text [CLS] of one pair without padding, (1, D)."""
-    image = image_tokens(eve.task, source_image)
-    return eve.task.encoder.encode(image, eve.task.encoder.text(ids_of(eve, text), None)).x_BND[
-        :, 17
-    ]
+def text_cls(eve: Eve, image: np.ndarray, text: str) -> Tensor:
+    """Return the state of the text [CLS] of one pair without padding, (1, D)."""
+    encoder = eve.task.encoder
+    text_tokens = encoder.text(ids_of(eve, text), None)
+    states = encoder.encode(image_tokens(eve.task, image), text_tokens).x_BND
+    return states[:, NUM_IMAGE]
 
 
 def token_probabilities(eve: Eve, image: np.ndarray, ids: list[int], places: list[int]) -> Tensor:
-    """What the token head says at some places of a text, (M, V)."""
-    assert isinstance(eve.task, MaskedSignal)
-    text = eve.task.encoder.text(torch.tensor([ids]), None)
-    states = eve.task.encoder.encode(image_tokens(eve.task, image), text).x_BND[0, 17:]
-    return eve.task.token_head(states[places]).softmax(1)
+    """Return what the token head says at some places of a text, (M, V)."""
+    task = eve.task
+    assert isinstance(task, MaskedSignal)
+    text_tokens = task.encoder.text(torch.tensor([ids]), None)
+    states = task.encoder.encode(image_tokens(task, image), text_tokens).x_BND[0, NUM_IMAGE:]
+    return task.token_head(states[places]).softmax(1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from eve_vl import objectives
 from eve_vl.config import Config, TaskConfig
 from eve_vl.data.kinds.captions import ImageText
+from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.row_dataset import RowDataset
 from eve_vl.metrics.matches import Relevance
@@ -31,6 +32,7 @@ from eve_vl.train.evaluation_batches import evaluation_batches
 from helpers.twins import (
     ANSWERS,
     ListSource,
+    noise,
     pairs,
     questions,
     statements,
@@ -49,6 +51,12 @@ SECTIONS: dict[str, TaskConfig] = {
     "retrieval_merged": RetrievalConfig(rerank=4, dedup_captions=True, itm_batchnorm=True),
     "retrieval_itc": RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8),
 }
+NLVR2_LAYERS = {
+    "concat": "concat_head.3",
+    "compare": "compare_head.classify.3",
+    "paired": "paired_head.classify",
+}
+"""The last layer of each head."""
 CPU = torch.device("cpu")
 SIZES = Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id, labels=ANSWER_LIST)
 
@@ -57,9 +65,14 @@ def config_of(name: str, **sections: dict) -> Config:
     return tiny_config(task=SECTIONS[name], **sections)
 
 
+# Tasks
+
+
 def build(config: Config, *, noise: float = 0.1) -> Task[Any]:
-    """A task in evaluation mode: its initial weights, the same every time, with noise on all but
-    the temperature, so that no weight is 0 or 1."""
+    """Return a task in evaluation mode with its initial weights, the same every time.
+
+    All but the temperature get noise, so that no weight is 0 or 1.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(5)
         task = build_untrained(config, SIZES)
@@ -73,6 +86,18 @@ def build(config: Config, *, noise: float = 0.1) -> Task[Any]:
     return task
 
 
+def _centre(task: VQA | NLVR2) -> None:
+    """Take the mean of some logits away, so that not all rows get the same verdict."""
+    if isinstance(task, VQA):
+        last = task.answer_head[-1]
+    else:
+        last = task.get_submodule(NLVR2_LAYERS[task.settings.head])
+    assert isinstance(last, torch.nn.Linear)
+    batch = rows_of(eval_set(task.config, 16), 16)
+    with torch.no_grad():
+        last.bias.sub_(task.predict(batch)[0].mean(0))
+
+
 def retrieval(**task: Any) -> Retrieval:
     """Return a retrieval task; task: fields of its section."""
     section = RetrievalConfig(**({"rerank": 4} | task))
@@ -81,59 +106,72 @@ def retrieval(**task: Any) -> Retrieval:
     return built
 
 
-def _centre(task: VQA | NLVR2) -> None:
-    """Take the mean of some logits away, so that not all rows get the same verdict."""
-    if isinstance(task, VQA):
-        last = task.answer_head[-1]
-    else:
-        heads = {
-            "concat": "concat_head.3",
-            "compare": "compare_head.classify.3",
-            "paired": "paired_head.classify",
-        }
-        last = task.get_submodule(heads[task.settings.head])
-    assert isinstance(last, torch.nn.Linear)
-    with torch.no_grad():
-        last.bias.sub_(task.predict(rows_of(eval_set(task.config, 16), 16))[0].mean(0))
+# Rows
 
 
 def searchable() -> ListSource[ImageText]:
-    """Eleven rows of nine images; some texts are true of several images, some images have many
-    texts."""
-    rows = [pairs(11)[row] for row in range(11)]
-    # the number that tells texts apart comes first: cut to the same tokens, two texts would tie up
-    # to rounding
-    rows = [
-        replace(row, captions=tuple(" ".join(text.split()[::-1]) for text in row.captions))
-        for row in rows
-    ]
+    """Return eleven rows of nine images.
+
+    Some texts are true of several images, some images have many texts. The number that tells texts
+    apart comes first: cut to the same tokens, two texts would tie up to rounding.
+    """
+    rows = []
+    for row in range(11):
+        pair = pairs(11)[row]
+        captions = [" ".join(reversed(text.split())) for text in pair.captions]
+        rows.append(replace(pair, captions=tuple(captions)))
     rows[3] = replace(rows[3], image=rows[0].image, where=rows[0].where)
-    rows[4] = replace(
-        rows[4],
-        image=rows[0].image,
-        where=rows[0].where,
-        captions=("a circle", "a third one", "a fourth"),
-    )
+    captions = ("a circle", "a third one", "a fourth")
+    rows[4] = replace(rows[4], image=rows[0].image, where=rows[0].where, captions=captions)
     rows[6] = replace(rows[6], captions=("a circle",))
     rows[7] = replace(rows[7], captions=rows[1].captions)
     return ListSource(rows)
 
 
-SOURCES = {"vqa": questions, "nlvr2": statements, "retrieval": pairs}
+def labelled(count: int) -> ListSource[LabeledExample]:
+    """Return noise images with texts and one label each."""
+    rows = []
+    for row in range(count):
+        example = LabeledExample(
+            image=noise(count, row),
+            text=f"a circle {row}",
+            labels=(ANSWERS[row % len(ANSWERS)],),
+            where=f"labelled:{row}",
+        )
+        rows.append(example)
+    return ListSource(rows)
 
 
-def train_set(config: Config, count: int) -> RowDataset:
-    source = SOURCES[config.task.name](count)
-    return task_class(type(config.task)).dataset([source], config, TOKENIZER, training=True)
+SOURCES: dict[str, Callable[[int], ListSource[Any]]] = {
+    "vqa": questions,
+    "nlvr2": statements,
+    "classification": labelled,
+}
+"""Rows of tasks that do not read pairs."""
+
+
+def train_set(
+    config: Config, count: int, source: Callable[[int], ListSource[Any]] | None = None
+) -> RowDataset:
+    """Return rows to train a task on. source: rows of tasks that `SOURCES` lacks."""
+    rows = (source or SOURCES.get(config.task.name, pairs))(count)
+    return task_class(type(config.task)).dataset([rows], config, TOKENIZER, training=True)
 
 
 def eval_set(config: Config, count: int = 23) -> Any:
-    source = (
-        searchable()
-        if isinstance(config.task, RetrievalConfig)
-        else SOURCES[config.task.name](count)
-    )
+    if isinstance(config.task, RetrievalConfig):
+        source = searchable()
+    else:
+        source = SOURCES[config.task.name](count)
     return evaluator_class(type(config.task)).dataset([source], config, TOKENIZER)
+
+
+def rows_of(dataset: Any, count: int) -> Any:
+    """Return the first rows as one batch."""
+    return dataset.collate([dataset[(0, 0, row)] for row in range(count)])
+
+
+# Evaluation
 
 
 def gallery_of(task: Retrieval, dataset: SearchSet) -> Gallery:
@@ -165,41 +203,36 @@ def numbers_of(
     world: int = 1,
     skipped: list[Any] | None = None,
 ) -> dict[str, float]:
-    """The numbers of evaluation, in float32. skipped: where to list rows that cannot be used; None:
-    there must be none."""
+    """Return the numbers of evaluation, in float32.
+
+    skipped: where to list rows that cannot be used; None: there must be none.
+    """
     loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world=world)
     with evaluation_batches(task, loader, CPU, torch.float32, skipped) as batches:
         return evaluator_of(task).evaluate_with_rows(batches).numbers
 
 
 def shuffled(dataset: Any, batch_size: int, seed: int) -> Iterator[Any]:
-    """Evaluation batches in another order, with other batch-mates."""
+    """Yield evaluation batches in another order, with other batch-mates.
+
+    A search keeps images and texts apart: they differ in the second number of a position.
+    """
     positions = [position for batch in dataset.eval_batches(1, 0, 1) for position in batch]
     random.Random(seed).shuffle(positions)
-    positions.sort(key=lambda position: position[1])  # a search keeps images and texts apart
-    start = 0
-    while start < len(positions):
-        batch = [
-            position
-            for position in positions[start : start + batch_size]
-            if position[1] == positions[start][1]
-        ]
-        yield dataset.collate([dataset[position] for position in batch])
-        start += len(batch)
-
-
-def rows_of(dataset: Any, count: int) -> Any:
-    """The first rows as one batch."""
-    return dataset.collate([dataset[(0, 0, row)] for row in range(count)])
+    for kind in sorted({position[1] for position in positions}):
+        samples = [dataset[position] for position in positions if position[1] == kind]
+        for start in range(0, len(samples), batch_size):
+            yield dataset.collate(samples[start : start + batch_size])
 
 
 def watch_matching(
     task: Any, batch: Any, monkeypatch: Any, see: Callable[[Tokens, Tokens], tuple[Any, Any]]
 ) -> tuple:
-    """What a forward pass gives to matching: what `see` returns of images and texts, and the labels
-    of the pairs."""
+    """Return what a forward pass gives to matching: what `see` returns of images and texts, and the
+    labels of the pairs."""
     seen: list[Any] = []
-    match, matching = task.contrast.match, objectives.matching
+    match = task.contrast.match
+    matching = objectives.matching
 
     def watched(encoder, image, text, **parts):
         seen.extend(see(image, text))

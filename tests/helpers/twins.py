@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -76,9 +76,11 @@ def slow_ffn(
 def slow_moe(
     moe: MoE, x_BND: Tensor, is_text_BN: Tensor, is_padding_BN: Tensor | None
 ) -> tuple[Tensor, TwinStats]:
-    """Token after token through the router's formula and the chosen experts' matrices; reads the
-    weights, nothing else."""
-    router, experts, stats = moe.router, moe.experts, TwinStats()
+    """Send token after token through the router's formula and the chosen experts' matrices.
+
+    It reads the weights, nothing else.
+    """
+    stats = TwinStats()
     B, N, D = x_BND.shape
     rows = []
     for b in range(B):
@@ -87,39 +89,44 @@ def slow_moe(
                 rows.append(torch.zeros(D, dtype=x_BND.dtype))
                 continue
             x = x_BND[b, n]
-            seen = (
-                x
-                if router.modality_embed is None
-                else x + router.modality_embed[int(is_text_BN[b, n])]
-            )
-            logits = [weight @ seen for weight in router.weight]
-            exponentials = [
-                torch.exp(logit - max(other.item() for other in logits)) for logit in logits
-            ]
-            gates = [exponential / sum(exponentials) for exponential in exponentials]
-            chosen = sorted(range(len(gates)), key=lambda expert: -gates[expert].item())[
-                : router.top_k
-            ]
-            kept = sum(gates[expert] for expert in chosen)
-            output = torch.zeros(D, dtype=x_BND.dtype)
-            for e in chosen:
-                weights = (
-                    experts.fc1_weight[e],
-                    experts.fc1_bias[e],
-                    experts.fc2_weight[e],
-                    experts.fc2_bias[e],
-                )
-                output = output + gates[e] / kept * slow_ffn(x, *weights)
-            rows.append(output)
+            is_text = bool(is_text_BN[b, n])
+            gates = slow_gates(moe, x, is_text)
+            order = sorted(range(len(gates)), key=lambda expert: -gates[expert].item())
+            chosen = order[: moe.router.top_k]
+            rows.append(slow_mixture(moe, x, gates, chosen))
             stats.gates.append([gate.item() for gate in gates])
             stats.choices.append(chosen)
-            stats.is_text.append(bool(is_text_BN[b, n]))
+            stats.is_text.append(is_text)
     return torch.stack(rows).view(B, N, D), stats
 
 
+def slow_gates(moe: MoE, x: Tensor, is_text: bool) -> list[Tensor]:
+    """Return the router's softmax of one token."""
+    router = moe.router
+    if router.modality_embed is not None:
+        x = x + router.modality_embed[int(is_text)]
+    logits = [weight @ x for weight in router.weight]
+    largest = max(logit.item() for logit in logits)
+    exponentials = [torch.exp(logit - largest) for logit in logits]
+    total = sum(exponentials)
+    return [exponential / total for exponential in exponentials]
+
+
+def slow_mixture(moe: MoE, x: Tensor, gates: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
+    """Return the outputs of the chosen experts, weighted by gates that add up to 1."""
+    experts = moe.experts
+    total = sum(gates[expert] for expert in chosen)
+    output = torch.zeros_like(x)
+    for e in chosen:
+        fc1 = (experts.fc1_weight[e], experts.fc1_bias[e])
+        fc2 = (experts.fc2_weight[e], experts.fc2_bias[e])
+        output = output + gates[e] / total * slow_ffn(x, *fc1, *fc2)
+    return output
+
+
 def router_sums(stats: Tensor) -> SimpleNamespace:
-    """By expert over both modalities: first choices, gates (with gradient); over all experts:
-    entropy, tokens."""
+    """Return sums over both modalities: by expert first choices and gates (with gradient), over all
+    experts entropy and tokens."""
     first_ME, gate_ME, entropy_ME, _ = stats.unflatten(1, (4, -1)).unbind(1)
     first_E = first_ME.detach().sum(0)
     return SimpleNamespace(
@@ -132,7 +139,8 @@ def router_sums(stats: Tensor) -> SimpleNamespace:
 
 def slow_balance(stats: TwinStats) -> float:
     """N · Σ f_i · p_i in plain Python (paper Eq. 7)."""
-    num_experts, num_tokens = len(stats.gates[0]), len(stats.gates)
+    num_experts = len(stats.gates[0])
+    num_tokens = len(stats.gates)
     total = 0.0
     for expert in range(num_experts):
         f = sum(choice[0] == expert for choice in stats.choices) / num_tokens
@@ -143,7 +151,10 @@ def slow_balance(stats: TwinStats) -> float:
 
 def slow_entropy(stats: TwinStats) -> float:
     """Entropy of the gates in nats, summed over tokens."""
-    return -sum(gate * math.log(gate) for gates in stats.gates for gate in gates)
+    entropy = 0.0
+    for gates in stats.gates:
+        entropy -= sum(gate * math.log(gate) for gate in gates)
+    return entropy
 
 
 def random_moe(
@@ -155,7 +166,7 @@ def random_moe(
     modality: bool = True,
     seed: int = 0,
 ) -> MoE:
-    """A MoE whose every weight matters: nothing is zero or small."""
+    """Return a MoE whose every weight matters: nothing is zero or small."""
     moe = MoE(dim, ffn, experts, top_k, modality, "quick_gelu")
     randomize(moe, seed)
     return moe
@@ -164,10 +175,9 @@ def random_moe(
 def in_rows(
     x_BND: Tensor, num_image: int, is_padding_BN: Tensor | None = None, num_heads: int = 1
 ) -> tuple[Tensor, PackedTokens]:
-    """A batch of pairs, of which the first tokens are the image's, as rows, and where these lie."""
-    rows = PackedTokens.of(
-        Tokens(x_BND=x_BND, num_image=num_image, is_padding_BN=is_padding_BN), num_heads
-    )
+    """Return a batch of pairs as rows, and where these lie; the first tokens are the image's."""
+    tokens = Tokens(x_BND=x_BND, num_image=num_image, is_padding_BN=is_padding_BN)
+    rows = PackedTokens.of(tokens, num_heads)
     return rows.pack(x_BND), rows
 
 
@@ -176,7 +186,8 @@ def randomize(module: torch.nn.Module, seed: int, std: float = 0.5) -> None:
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng, dtype=torch.float64) * std)
+            noise = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
+            parameter.copy_(noise * std)
 
 
 # Tiny configs and data
@@ -190,8 +201,10 @@ def tiny_config(
     data: dict | None = None,
     train: dict | None = None,
 ) -> Config:
-    """A config of a few thousand weights: 16 patches of 4×4, at most 12 tokens; initial weights far
-    from 0."""
+    """Return a config of a few thousand weights: 16 patches of 4×4, at most 12 tokens.
+
+    Initial weights are far from 0. Each argument changes fields of a section, or is another one.
+    """
     base = Config(
         recipe="tiny",
         out=Path("unused"),
@@ -214,12 +227,21 @@ def tiny_config(
     )
     return replace(
         base,
-        input=replace(base.input, **input or {}),
-        model=replace(base.model, **model or {}) if isinstance(model, dict | None) else model,
-        task=replace(base.task, **task or {}) if isinstance(task, dict | None) else task,
-        data=replace(base.data, **data or {}),
-        train=replace(base.train, **train or {}),
+        input=changed_section(base.input, input),
+        model=changed_section(base.model, model),
+        task=changed_section(base.task, task),
+        data=changed_section(base.data, data),
+        train=changed_section(base.train, train),
     )
+
+
+def changed_section(section: Any, changes: Any) -> Any:
+    """Return a section with changed fields, or the one that takes its place."""
+    if changes is None:
+        return section
+    if isinstance(changes, dict):
+        return replace(section, **changes)
+    return changes
 
 
 class ListSource(Generic[Row]):
@@ -240,67 +262,79 @@ class ListSource(Generic[Row]):
 
 
 def noise(*key: int, height: int = 20, width: int = 20) -> ImagePixels:
-    """An image that no other key gives."""
-    return ImagePixels(
-        pixels=np.random.default_rng(key).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    )
+    """Return an image that no other key gives."""
+    rng = np.random.default_rng(key)
+    return ImagePixels(pixels=rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def pairs(
     count: int, *, bad: Sequence[int] = (), size: int = 20, name: str = "list", captions: int = 2
 ) -> ListSource[ImageText]:
-    """Noise images of different shapes, with captions that name their row; those in `bad` cannot be
-    used."""
+    """Return noise images of different shapes, with captions that name their row.
+
+    Rows in `bad` cannot be used.
+    """
     rows: list[ImageText | None] = []
     for row in range(count):
         image = noise(count, row, height=size + row % 3, width=size)
-        texts = tuple(f"{CAPTIONS[(row + turn) % len(CAPTIONS)]} {row}" for turn in range(captions))
-        rows.append(ImageText(image=image, captions=texts, where=f"{name}:{row}"))
+        texts = [f"{caption_of(row + turn)} {row}" for turn in range(captions)]
+        rows.append(ImageText(image=image, captions=tuple(texts), where=f"{name}:{row}"))
     for row in bad:
         rows[row] = None
     return ListSource(rows, name)
 
 
+def caption_of(row: int) -> str:
+    return CAPTIONS[row % len(CAPTIONS)]
+
+
 def questions(count: int, *, name: str = "asked") -> ListSource[ImageQuestion]:
-    """Noise images with questions of different lengths; of every seven, one has ten answers, one
-    none, the others one."""
+    """Return noise images with questions of different lengths.
+
+    Of every seven, one has ten answers, one none, the others one.
+    """
     rows = []
     for row in range(count):
         answer = ANSWERS[row % len(ANSWERS)]
-        answers = {5: (answer,) * 2 + ("no idea",) * 3 + ANSWERS[:5], 6: ()}.get(row % 7, (answer,))
-        rows.append(
-            ImageQuestion(
-                image=noise(count, row),
-                question=f"is it {CAPTIONS[row % len(CAPTIONS)]} {row}",
-                answers=answers,
-                question_id=row,
-                answer_type="colour" if row % 3 else "number",
-                where=f"{name}:{row}",
-            )
+        answers = (answer,)
+        if row % 7 == 5:
+            answers = (answer, answer, *["no idea"] * 3, *ANSWERS)
+        elif row % 7 == 6:
+            answers = ()
+        question = ImageQuestion(
+            image=noise(count, row),
+            question=f"is it {caption_of(row)} {row}",
+            answers=answers,
+            question_id=row,
+            answer_type="colour" if row % 3 else "number",
+            where=f"{name}:{row}",
         )
+        rows.append(question)
     return ListSource(rows, name)
 
 
 def statements(count: int, *, name: str = "said") -> ListSource[ImagesStatement]:
-    """Two noise images each, with statements of different lengths in groups of two; every seventh
-    has no label."""
-    rows = [
-        ImagesStatement(
+    """Return two noise images each, with statements of different lengths in groups of two.
+
+    Every seventh has no label.
+    """
+    rows = []
+    for row in range(count):
+        statement = ImagesStatement(
             left=noise(count, row, 0),
             right=noise(count, row, 1),
-            statement=f"both show {CAPTIONS[row % len(CAPTIONS)]} {row}",
+            statement=f"both show {caption_of(row)} {row}",
             label=None if row % 7 == 6 else row % 3 > 0,
             identifier=f"x-{row // 2}-{row % 2}-0",
             group=f"x-{row // 2}--0",
             where=f"{name}:{row}",
         )
-        for row in range(count)
-    ]
+        rows.append(statement)
     return ListSource(rows, name)
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """A byte-level BPE that knows CAPTIONS."""
+    """Return a byte-level BPE that knows CAPTIONS."""
     return Tokenizer.train(CAPTIONS * 3, 300)
 
 

@@ -2,6 +2,7 @@
 died."""
 
 import os
+import shlex
 import signal
 import socket
 from collections.abc import Iterator
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from eve_vl.cli.main import main as eve_command
+from eve_vl.config import Config
 from eve_vl.data.kinds.texts import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
 from eve_vl.tasks.evaluator import evaluator_class, evaluator_of
-from eve_vl.tasks.task import task_class
 from eve_vl.train import checkpoint_files, checkpoint_folders, processes
 from eve_vl.train.bad_samples import BadSamples
 from eve_vl.train.data_parallel import parallelize
@@ -30,7 +31,7 @@ from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError
 from helpers import two_processes
 from helpers.forked import CONTEXT, PRELOAD
-from helpers.tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
+from helpers.tiny_tasks import CPU, TOKENIZER, build, config_of, eval_set, train_set
 from helpers.twins import ListSource, pairs, tiny_config
 
 NUM_ROWS = 24
@@ -38,65 +39,38 @@ BATCH = 8
 STEPS = 20
 SAVED = 10  # the step of the checkpoint before the kill
 KILLED = 13
-UPDATES = 200
-# of all rows of scenes both would make a tokenizer (tests/helpers/shortcuts.py); a step of one
-# micro-batch: two_processes.py
-FLAGS = [
-    "--train.steps",
-    "8",
-    "--train.log-every",
-    "1",
-    "--train.val-every",
-    "4",
-    "--train.batch-size",
-    "16",
-    "--train.accumulation",
-    "2",
-    "--train.dtype",
-    "float32",
-    "--train.threads",
-    "1",
-    "--model.dropout",
-    "0",
-    "--model.balance-weight",
-    "0.5",
-    "--data.train",
-    "scenes:val",
-    "--data.val-samples",
-    "32",
-]
+NUM_UPDATES = 200
+TRAIN = {
+    "steps": STEPS,
+    "batch_size": BATCH,
+    "val_every": 5,
+    "save_every": SAVED,
+    "log_every": 4,
+    "lr": 1e-2,
+    "ema_decay": 0.8,
+    "device": "cpu",
+}
+# Both would make a tokenizer of all rows of scenes:train (tests/helpers/shortcuts.py). A step of
+# one micro-batch is in two_processes.py.
+FLAGS = shlex.split(
+    "--train.steps 8 --train.log-every 1 --train.val-every 4 --train.batch-size 16 "
+    "--train.accumulation 2 --train.dtype float32 --train.threads 1 --model.dropout 0 "
+    "--model.balance-weight 0.5 --data.train scenes:val --data.val-samples 32"
+)
 
 
 def train(run: Path, *, dies: bool) -> None:
-    """Train a head that standardises to the last step, or go on; or die on the way."""
-    train_config = {
-        "steps": STEPS,
-        "batch_size": BATCH,
-        "val_every": 5,
-        "save_every": SAVED,
-        "log_every": 4,
-        "lr": 1e-2,
-        "ema_decay": 0.8,
-    }
-    config = config_of(
-        "nlvr2_compare", train=train_config | {"device": "cpu"}, model={"dropout": 0.1}
-    )
-    rank, world = processes.rank(), processes.world_size()
-    task, dataset = build(config), train_set(config, NUM_ROWS)
+    """Train a head that standardises to the last step, or resume; or die on the way."""
+    config = config_of("nlvr2_compare", train=TRAIN, model={"dropout": 0.1})
+    rank = processes.rank()
+    world = processes.world_size()
+    task = build(config)
+    dataset = train_set(config, NUM_ROWS)
     texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(rank)
-    trainer = Trainer(
-        config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts=texts
-    )
-    checksum = None if is_main() else AssertionError("the first process verifies for all")
-    with (
-        mock.patch.object(checkpoint_folders, "checkpoint_folders", seen_by_this_process),
-        mock.patch.object(
-            checkpoint_files, "checksum", side_effect=checksum, wraps=checkpoint_files.checksum
-        ),
-    ):
-        trainer.resume()
+    trainer = Trainer(config.train, run, task, evaluator_of(task), device=CPU, texts=texts)
+    resume_as_on_a_network_disk(trainer)
 
     def batches(step: int) -> Iterator[Any]:
         while True:
@@ -110,21 +84,29 @@ def train(run: Path, *, dies: bool) -> None:
     bad_samples = BadSamples(run, num_rows=NUM_ROWS, max_share=1, writes=is_main())
     trainer.fit(batches(trainer.step), val_loader, bad_samples)
     with trainer.averages.in_place():
-        save_file(
-            {key: value.clone() for key, value in task.state_dict().items()},
-            run / f"rank_{rank}.safetensors",
-        )
+        weights = {key: value.clone() for key, value in task.state_dict().items()}
+        save_file(weights, run / f"rank_{rank}.safetensors")
 
 
-def seen_by_this_process(run: Path) -> list[Path]:
-    """Checkpoints of a run on a network disk, which shows the last one to the first process
-    only."""
-    folders = sorted((run / checkpoint_folders.CHECKPOINTS).glob("step_*"))
-    return folders if is_main() else folders[:-1]
+def resume_as_on_a_network_disk(trainer: Trainer) -> None:
+    """Resume where only the first process sees the last checkpoint, and verifies it for all."""
+    checksum = mock.Mock(wraps=checkpoint_files.checksum)
+    if not is_main():
+        checksum.side_effect = AssertionError("the first process verifies for all")
+
+    def folders_that_are_seen(run: Path) -> list[Path]:
+        folders = sorted((run / checkpoint_folders.CHECKPOINTS).glob("step_*"))
+        return folders if is_main() else folders[:-1]
+
+    with (
+        mock.patch.object(checkpoint_folders, "checkpoint_folders", folders_that_are_seen),
+        mock.patch.object(checkpoint_files, "checksum", checksum),
+    ):
+        trainer.resume()
 
 
-class Averages(nn.Module):
-    """A head that standardises."""
+class StandardizingHead(nn.Module):
+    """A head with running averages."""
 
     def __init__(self):
         super().__init__()
@@ -136,12 +118,13 @@ class Averages(nn.Module):
 
 
 def small_updates() -> dict[str, Tensor]:
-    """Running averages after many steps on inputs around 0 in one process, around 10 in the
+    """Return running averages after many steps on inputs around 0 in one process, around 10 in the
     other."""
-    task = Averages()
-    model = parallelize(task, torch.device("cpu"))
-    for _ in range(UPDATES):
-        model(torch.tensor([[-1.0], [1.0]]) + 10 * processes.rank()).backward()
+    task = StandardizingHead()
+    model = parallelize(task, CPU)
+    inputs = torch.tensor([[-1.0], [1.0]]) + 10 * processes.rank()
+    for _ in range(NUM_UPDATES):
+        model(inputs).backward()
         share_running_averages(task)
     return {
         "mean": task.get_buffer("norm.running_mean"),
@@ -150,114 +133,115 @@ def small_updates() -> dict[str, Tensor]:
 
 
 def texts_alone() -> dict[str, Tensor]:
-    """Gradients of two steps on texts, which leave what reads images without any."""
+    """Return gradients of two steps on texts, which leave weights for images without any.
+
+    Their memory is that of a few buckets.
+    """
     config = tiny_config(task={"mim_weight": 0.0}, data={"modality": "text"})
     task = build(config).train()
-    model = parallelize(task, torch.device("cpu"))
-    rows = [
-        TextOnly(text=text, where=text)
-        for text in ("a red circle", "two blue squares", "a star", "a green ring")
-    ]
-    dataset = task_class(type(config.task)).dataset(
-        [ListSource(rows)], config, TOKENIZER, training=True
-    )
+    model = parallelize(task, CPU)
+    texts = ("a red circle", "two blue squares", "a star", "a green ring")
+    rows = ListSource([TextOnly(text=text, where=text) for text in texts])
+    dataset = train_set(config, len(texts), lambda _: rows)
     for step in range(2):
-        own = [
-            dataset[(step, 0, row)]
-            for row in range(processes.rank(), len(rows), processes.world_size())
-        ]
-        (batch,) = task.before_step([dataset.collate(own)])
+        rows_of_process = range(processes.rank(), len(texts), processes.world_size())
+        samples = [dataset[(step, 0, row)] for row in rows_of_process]
+        (batch,) = task.before_step([dataset.collate(samples)])
         model(batch).loss.backward()
-    gradients = {
-        name: parameter.grad
-        for name, parameter in task.named_parameters()
-        if parameter.grad is not None
-    }
-    assert (
-        len({gradient.untyped_storage().data_ptr() for gradient in gradients.values()})
-        < len(gradients) / 2
-    )
+    gradients = {}
+    for name, parameter in task.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad
+    buckets = {gradient.untyped_storage().data_ptr() for gradient in gradients.values()}
+    assert len(buckets) < len(gradients) / 2
     return gradients
 
 
 def rows_of_all() -> dict[str, Tensor]:
-    """Rows of all processes, and the gradient of their sum with other weights in each; no sum of
-    padded rows makes them."""
+    """Return rows of all processes, and the gradient of their sum with other weights in each.
+
+    No sum of padded rows makes them.
+    """
     rank = processes.rank()
     rows = torch.arange(4.0).view(2, 2).add(10 * rank).requires_grad_()
     with mock.patch.object(dist, "all_reduce", side_effect=AssertionError):
-        found = processes.gather_rows(rows)
-        (gradient,) = torch.autograd.grad(
-            (found * (1 + rank) * torch.arange(1.0, 5)[:, None]).sum(), rows
-        )
+        all_rows = processes.gather_rows(rows)
+        weights = (1 + rank) * torch.arange(1.0, 5)[:, None]
+        (gradient,) = torch.autograd.grad((all_rows * weights).sum(), rows)
     wanted = torch.tensor([3, 0, 3, 2, 0] if rank else [1, 1])
     with mock.patch.object(processes, "gather_rows", side_effect=AssertionError):
         fetched = processes.fetch_rows(rows.detach(), wanted)
-    return {"rows": found.detach() + 0, "gradient": gradient, "fetched": fetched, "wanted": wanted}
+    return {
+        "rows": all_rows.detach() + 0,
+        "gradient": gradient,
+        "fetched": fetched,
+        "wanted": wanted,
+    }
 
 
-def bad_row(run: Path) -> str:
-    """What this process raises when another one's share of validation holds a row that cannot be
-    used."""
+def trainer_of(config: Config, run: Path) -> Trainer:
+    task = build(config)
+    return Trainer(config.train, run, task, evaluator_of(task), device=CPU, texts={})
+
+
+def val_loader_of(config: Config, rows: ListSource[Any], batch_size: int) -> Any:
+    """Return this process's share of validation."""
+    dataset = evaluator_class(type(config.task)).dataset([rows], config, TOKENIZER)
+    rank = processes.rank()
+    world = processes.world_size()
+    return eval_loader(dataset, batch_size=batch_size, rank=rank, world=world)
+
+
+def error_of_a_bad_row(run: Path) -> str:
+    """Return what this process raises when another one's share of validation holds a row that
+    cannot be used."""
     config = tiny_config()
-    task = build(config)
-    trainer = Trainer(
-        config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts={}
-    )
-    dataset = evaluator_class(type(config.task)).dataset([pairs(12, bad=[5])], config, TOKENIZER)
     try:
-        trainer.evaluate(
-            eval_loader(dataset, batch_size=4, rank=processes.rank(), world=processes.world_size())
-        )
+        trainer_of(config, run).evaluate(val_loader_of(config, pairs(12, bad=[5]), 4))
     except SharedError as error:
         return str(error)
     return "nothing"
 
 
-def alone_of_its_caption(run: Path) -> str:
-    """What this process raises at the validation of a run when the other one's share holds a pair
-    without a wrong partner."""
+def error_of_a_pair_without_partner(run: Path) -> str:
+    """Return what this process raises in the validation of a run when the other one's share holds a
+    pair without a wrong partner."""
     captions = [("a circle",)] * 9 + [("a star",)] * 8 + [("a circle", "a star")]
-    rows = [
-        replace(row, captions=texts)
-        for row, texts in zip(pairs(18).rows, captions, strict=True)
-        if row
-    ]
+    rows = []
+    for row, texts in enumerate(captions):
+        rows.append(replace(pairs(18)[row], captions=texts))
     config = tiny_config(train={"steps": 2, "val_every": 1, "save_every": 2, "device": "cpu"})
-    dataset = task_class(type(config.task)).dataset([pairs(8)], config, TOKENIZER, training=True)
-    val = evaluator_class(type(config.task)).dataset([ListSource(rows)], config, TOKENIZER)
-    rank, world = processes.rank(), processes.world_size()
     run.mkdir(exist_ok=True)
-    task = build(config)
-    trainer = Trainer(
-        config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts={}
+    loader = train_loader(
+        train_set(config, 8), consumed=0, rank=processes.rank(), world=processes.world_size()
     )
-    loaders = (
-        train_loader(dataset, consumed=0, rank=rank, world=world),
-        eval_loader(val, batch_size=1, rank=rank, world=world),
-    )
+    val_loader = val_loader_of(config, ListSource(rows), 1)
+    bad_samples = BadSamples(run, num_rows=8, max_share=1, writes=is_main())
     try:
-        trainer.fit(*loaders, BadSamples(run, num_rows=8, max_share=1, writes=is_main()))
+        trainer_of(config, run).fit(loader, val_loader, bad_samples)
     except SharedError as error:
         return str(error)
     return "nothing"
+
+
+# Processes
 
 
 def main(folder: Path) -> None:
-    """Write what this process found."""
+    """Write what this process computes."""
     torch.set_num_threads(1)
-    processes.setup(torch.device("cpu"))
+    processes.setup(CPU)
     is_first = not (folder / "killed").exists()
     processes.barrier()
     if is_first:
+        rank = processes.rank()
         train(folder / "whole", dies=False)
-        save_file(small_updates(), folder / f"updates_{processes.rank()}.safetensors")
-        save_file(texts_alone(), folder / f"texts_{processes.rank()}.safetensors")
-        save_file(rows_of_all(), folder / f"rows_{processes.rank()}.safetensors")
-        (folder / f"bad_{processes.rank()}.txt").write_text(bad_row(folder))
-        (folder / f"partner_{processes.rank()}.txt").write_text(
-            alone_of_its_caption(folder / "partner")
-        )
+        save_file(small_updates(), folder / f"updates_{rank}.safetensors")
+        save_file(texts_alone(), folder / f"texts_{rank}.safetensors")
+        save_file(rows_of_all(), folder / f"rows_{rank}.safetensors")
+        (folder / f"bad_{rank}.txt").write_text(error_of_a_bad_row(folder))
+        error = error_of_a_pair_without_partner(folder / "partner")
+        (folder / f"partner_{rank}.txt").write_text(error)
     train(folder / "killed", dies=is_first)
     two_processes.write_all(folder)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -280,8 +264,10 @@ def launch(folder: Path) -> None:
         max_restarts=1,
         start_method="fork",
         run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
     )
-    elastic_launch(replace(config, rdzv_backend="c10d", rdzv_endpoint="localhost:0"), main)(folder)
+    elastic_launch(config, main)(folder)
 
 
 def torchrun(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """The computations of tasks that tests/helpers/two_process_runs.py does in two processes."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from unittest import mock
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from eve_vl import objectives
+from eve_vl.config import Config
 from eve_vl.data.loader import eval_loader
 from eve_vl.metrics.intervals import to_json
 from eve_vl.systems.mlim.pair.config import PairConfig
@@ -29,6 +31,7 @@ from eve_vl.utils.console import is_main
 from helpers import shared_experts
 from helpers.mlim import build_mlim, item_pairs, mlim_config, mlim_rows
 from helpers.tiny_tasks import (
+    CPU,
     TOKENIZER,
     build,
     config_of,
@@ -39,62 +42,81 @@ from helpers.tiny_tasks import (
 )
 from helpers.twins import ListSource, pairs, tiny_config
 
-NUM_ROWS, WORLD = 8, 2
+NUM_ROWS = 8
+WORLD = 2
 IMAGES = (0, 1, 2, 1, 0, 3, 0, 4)  # captions of one image in both processes
 EVALUATED = ("vqa", "nlvr2", "retrieval", "retrieval_merged", "retrieval_itc")
 
 
 def share(x: Tensor) -> Tensor:
-    """This process's rows, all of them without a group."""
+    """Return this process's rows, all of them without a group."""
     return x.chunk(processes.world_size())[processes.rank()]
 
 
-def contrast_of_features() -> dict[str, Tensor]:
-    """Loss of fixed features, and its gradients, which processes average as DistributedDataParallel
-    does."""
-    rng = torch.Generator().manual_seed(0)
-    image, text = (torch.randn(NUM_ROWS, 6, generator=rng) for _ in range(2))
-    temperature = torch.tensor(0.3, requires_grad=True)
-    image_C = torch.tensor(IMAGES)
-    inputs = [share(x).clone().requires_grad_() for x in (image, text)]
-    image_BD, text_BD = (F.normalize(x, dim=1) for x in inputs)
-    image_CD, text_CD = processes.gather_rows(image_BD), processes.gather_rows(text_BD)
-    assert torch.equal(processes.gather_rows(share(image_C)), image_C)
-    is_match_BC = share(image_C)[:, None] == image_C
-    targets_BC = objectives.even_targets(is_match_BC)
-    loss = objectives.contrastive(image_BD, text_BD, image_CD, text_CD, targets_BC, temperature)
-    loss.backward()
-    world = processes.world_size()
-    assert temperature.grad is not None
-    return {
-        "loss": processes.sum_over_processes(loss.detach()) / world,
-        "temperature": processes.sum_over_processes(temperature.grad) / world,
-        "image": processes.gather_rows(_gradient(inputs[0])) / world,
-        "text": processes.gather_rows(_gradient(inputs[1])) / world,
-    }
+def share_of_batch(dataset: Any, rows: Sequence[int] = range(NUM_ROWS), epoch: int = 0) -> Any:
+    """Return this process's rows as a batch."""
+    rows_of_process = share(torch.tensor(rows)).tolist()
+    return dataset.collate([dataset[(epoch, 0, row)] for row in rows_of_process])
 
 
-def _gradient(x: Tensor) -> Tensor:
+def distributed(task: Any) -> nn.Module:
+    return DistributedDataParallel(task) if processes.world_size() > 1 else task
+
+
+def gradient_of(x: Tensor) -> Tensor:
     assert x.grad is not None
     return x.grad
 
 
+def gradients_of_step(task: Any, batch: Any) -> dict[str, Tensor]:
+    """Return the gradients of all parameters, as training takes them."""
+    model = distributed(task)  # dropped before the backward pass, it would average nothing
+    model(batch).loss.backward()
+    return {name: gradient_of(parameter) for name, parameter in task.named_parameters()}
+
+
+# Steps
+
+
+def contrast_of_features() -> dict[str, Tensor]:
+    """Return the loss of fixed features and its gradients, which processes average as
+    DistributedDataParallel does."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn(NUM_ROWS, 6, generator=rng)
+    texts = torch.randn(NUM_ROWS, 6, generator=rng)
+    image_input = share(images).clone().requires_grad_()
+    text_input = share(texts).clone().requires_grad_()
+    temperature = torch.tensor(0.3, requires_grad=True)
+    image_C = torch.tensor(IMAGES)
+
+    image_BD = F.normalize(image_input, dim=1)
+    text_BD = F.normalize(text_input, dim=1)
+    image_CD = processes.gather_rows(image_BD)
+    text_CD = processes.gather_rows(text_BD)
+    assert torch.equal(processes.gather_rows(share(image_C)), image_C)
+    targets_BC = objectives.even_targets(share(image_C)[:, None] == image_C)
+    loss = objectives.contrastive(image_BD, text_BD, image_CD, text_CD, targets_BC, temperature)
+    loss.backward()
+    world = processes.world_size()
+    return {
+        "loss": processes.sum_over_processes(loss.detach()) / world,
+        "temperature": processes.sum_over_processes(gradient_of(temperature)) / world,
+        "image": processes.gather_rows(gradient_of(image_input)) / world,
+        "text": processes.gather_rows(gradient_of(text_input)) / world,
+    }
+
+
 def gradients_of_a_step() -> dict[str, Tensor]:
-    """Gradients of the whole retrieval task by contrast, as training takes them."""
+    """Return gradients of the whole retrieval task by contrast; two rows show one image."""
     config = config_of("retrieval_itc", model={"balance_weight": 0.5})
     dataset = train_set(config, NUM_ROWS)
     dataset.sources[0].rows[5] = dataset.sources[0][2]  # pyright: ignore[reportAttributeAccessIssue]
-    task = build(config)
-    model = DistributedDataParallel(task) if processes.world_size() > 1 else task
-    rows = share(torch.arange(NUM_ROWS)).tolist()
-    samples = [dataset[(0, 0, row)] for row in rows]
-    model(dataset.collate(samples)).loss.backward()
-    return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
+    return gradients_of_step(build(config), share_of_batch(dataset))
 
 
-def systems_task() -> tuple[Any, MaskedPairs]:
-    """Pre-training by contrast, its singular values and matching with negatives of all processes,
-    and its rows."""
+def systems_config() -> Config:
+    """Return pre-training by contrast, its singular values and matching with negatives of all
+    processes."""
     settings = ContrastMatchConfig(
         mlm_weight=0.0,
         itc_masked_image=True,
@@ -102,30 +124,26 @@ def systems_task() -> tuple[Any, MaskedPairs]:
         itm_negatives="global",
         svd_form="sigma1",
     )
-    config = tiny_config(task=settings, model={"balance_weight": 0.0})
-    return build(config).train(), MaskedPairs([pairs(NUM_ROWS)], config, TOKENIZER, training=True)
+    return tiny_config(task=settings, model={"balance_weight": 0.0})
 
 
 def systems_step() -> dict[str, Tensor]:
-    """Gradients of a step of it."""
-    task, dataset = systems_task()
-    model = DistributedDataParallel(task) if processes.world_size() > 1 else task
-    rows = [dataset[(0, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()]
-    model(dataset.collate(rows)).loss.backward()
-    return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
+    config = systems_config()
+    return gradients_of_step(build(config).train(), share_of_batch(train_set(config, NUM_ROWS)))
 
 
 @torch.no_grad()
 def drawn_negatives() -> dict[str, Tensor]:
-    """Which row's image and which row's text are the wrong partners of each row of all processes,
-    in several epochs."""
-    task, dataset = systems_task()
-    found: dict[str, list[Tensor]] = {"images": [], "texts": []}
+    """Return which row's image and which row's text are the wrong partners of each row of all
+    processes, in several epochs."""
+    config = systems_config()
+    task: Any = build(config).train()
+    dataset = train_set(config, NUM_ROWS)
+    images = []
+    texts = []
     for epoch in range(6):
-        of_all: Any = dataset.collate([dataset[(epoch, 0, row)] for row in range(NUM_ROWS)])
-        batch = dataset.collate(
-            [dataset[(epoch, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()]
-        )
+        all_rows: Any = dataset.collate([dataset[(epoch, 0, row)] for row in range(NUM_ROWS)])
+        batch = share_of_batch(dataset, epoch=epoch)
         features = task.contrast.unimodal(task.encoder, batch)
         (wrong,) = task.contrast.fetch_negatives(
             task.encoder,
@@ -134,62 +152,58 @@ def drawn_negatives() -> dict[str, Tensor]:
             features.text_BXd,
             task.contrast.features.temperature,
         )
-        shown = [
-            (wrong.partners.images_BCHW, of_all.images_BCHW),
-            (wrong.partners.ids_BT, of_all.ids_BT),
-        ]
-        for name, (partner_B, row_C) in zip(found, shown, strict=True):
-            cut_C = row_C[..., : partner_B.shape[-1]]
-            padded_B = F.pad(partner_B, (0, cut_C.shape[-1] - partner_B.shape[-1]))
-            is_it_BC = (padded_B[:, None] == cut_C).flatten(2).all(2)
-            assert is_it_BC.any(1).all()
-            found[name].append(processes.gather_rows(is_it_BC.int().argmax(1)))
-    return {name: torch.stack(each) for name, each in found.items()}
+        images.append(rows_that_equal(wrong.partners.images_BCHW, all_rows.images_BCHW))
+        texts.append(rows_that_equal(wrong.partners.ids_BT, all_rows.ids_BT))
+    return {"images": torch.stack(images), "texts": torch.stack(texts)}
+
+
+def rows_that_equal(partners: Tensor, rows: Tensor) -> Tensor:
+    """Return the row of all that each partner of all processes is, but for padding."""
+    rows = rows[..., : partners.shape[-1]]
+    partners = F.pad(partners, (0, rows.shape[-1] - partners.shape[-1]))
+    is_equal_BC = (partners[:, None] == rows).flatten(2).all(2)
+    assert is_equal_BC.any(1).all()
+    return processes.gather_rows(is_equal_BC.int().argmax(1))
 
 
 def memory_step() -> dict[str, Tensor]:
-    """Gradients of a step with features of the step before it."""
+    """Return gradients of a step with features of the step before it.
+
+    Some captions and images are in both processes, some are remembered.
+    """
     settings = RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8, memory_batches=1)
-    task: Any = build(tiny_config(task=settings, model={"balance_weight": 0.0})).train()
-    model = DistributedDataParallel(task) if processes.world_size() > 1 else task
-    dataset = type(task).dataset([pairs(2 * NUM_ROWS)], task.config, TOKENIZER, training=True)
+    config = tiny_config(task=settings, model={"balance_weight": 0.0})
+    task: Any = build(config).train()
+    model = distributed(task)
+    dataset = train_set(config, 2 * NUM_ROWS)
     for step in range(2):
-        rows = share(torch.arange(NUM_ROWS) + step * NUM_ROWS)
-        batch = dataset.collate([dataset[(0, 0, row)] for row in rows.tolist()])
+        rows = range(step * NUM_ROWS, (step + 1) * NUM_ROWS)
+        rows_B = share(torch.tensor(rows))
+        batch = share_of_batch(dataset, rows)
+        batch = replace(batch, caption_B=rows_B % 3, image_id_B=rows_B % 5)
         task.zero_grad()
-        batch = replace(
-            batch, caption_B=rows % 3, image_id_B=rows % 5
-        )  # some in both processes, some remembered
         model(batch).loss.backward()
         task.after_step(1.0)
     assert len(task.memory["keys"]) == NUM_ROWS
-    return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
+    return {name: gradient_of(parameter) for name, parameter in task.named_parameters()}
 
 
 def mlim_step() -> dict[str, Tensor]:
-    """Gradients of MLIM's pre-training, whose rows show images, texts or both, not as many of each
-    in every process."""
-    task, rows = build_mlim(mlim_config()), mlim_rows(mlim_config())
-    model = DistributedDataParallel(task) if processes.world_size() > 1 else task
-    batch = rows.collate([rows[0, 0, row] for row in share(torch.arange(14)).tolist()])
-    model(batch).loss.backward()
-    return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
+    """Return gradients of MLIM's pre-training, whose rows show images, texts or both, not as many
+    of each in every process."""
+    config = mlim_config()
+    return gradients_of_step(build_mlim(config), share_of_batch(mlim_rows(config), range(14)))
 
 
 def running_mean_at_validation(folder: Path) -> Tensor:
-    """What a head that standardises has seen after one step of all rows, when it is validated."""
-    config = config_of(
-        "nlvr2_compare", train={"steps": 1, "batch_size": NUM_ROWS, "val_every": 1, "device": "cpu"}
-    )
+    """Return the mean of what a head that standardises was given in one step of all rows, as it is
+    when the head is validated."""
+    train = {"steps": 1, "batch_size": NUM_ROWS, "val_every": 1, "device": "cpu"}
+    config = config_of("nlvr2_compare", train=train)
     task = build(config)
-    dataset = train_set(config, NUM_ROWS)
-    batch = dataset.collate(
-        [dataset[(0, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()]
-    )
+    batch = share_of_batch(train_set(config, NUM_ROWS))
     texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
-    trainer = Trainer(
-        config.train, folder, task, evaluator_of(task), device=torch.device("cpu"), texts=texts
-    )
+    trainer = Trainer(config.train, folder, task, evaluator_of(task), device=CPU, texts=texts)
     val_loader = eval_loader(
         eval_set(config), batch_size=4, rank=processes.rank(), world=processes.world_size()
     )
@@ -198,51 +212,48 @@ def running_mean_at_validation(folder: Path) -> Tensor:
     return task.get_buffer("compare_head.norm.running_mean")
 
 
+# Evaluation
+
+
+def share_of_numbers(task: Any, dataset: Any) -> dict[str, float]:
+    """Return the numbers of all processes with n and both ends of their intervals."""
+    numbers = numbers_of(task, dataset, 5, rank=processes.rank(), world=processes.world_size())
+    results = dict(numbers)
+    for name, interval in to_json(numbers)["certainty"].items():
+        for end in ("n", "low", "high"):
+            results[f"{name} {end}"] = interval[end]
+    return results
+
+
 def evaluation() -> dict[str, dict[str, float]]:
-    """The numbers of every task with their intervals, and of a search with fewer images than
-    processes."""
-    rank, world = processes.rank(), processes.world_size()
-    found = {}
+    """Return the numbers of every task, and of a search with fewer images than processes."""
+    results = {}
     masked = build(tiny_config())
     dataset = MaskedPairs([pairs(23)], masked.config, TOKENIZER, training=False)
-    found["masked_signal"] = numbers_of(masked, dataset, 5, rank=rank, world=world)
+    results["masked_signal"] = share_of_numbers(masked, dataset)
     for name in EVALUATED:
         task = build(config_of(name))
-        found[name] = numbers_of(task, eval_set(task.config), 5, rank=rank, world=world)
-    task = build(tiny_config(task=PairConfig()))
-    found["pair"] = numbers_of(
-        task,
-        evaluator_of(task).dataset([item_pairs(23)], task.config, TOKENIZER),
-        5,
-        rank=rank,
-        world=world,
-    )
+        results[name] = share_of_numbers(task, eval_set(task.config))
+    pair = build(tiny_config(task=PairConfig()))
+    dataset = evaluator_of(pair).dataset([item_pairs(23)], pair.config, TOKENIZER)
+    results["pair"] = share_of_numbers(pair, dataset)
     task = build(config_of("retrieval"))
     assert isinstance(task, Retrieval)
-    one = SearchSet([ListSource([searchable()[0]])], task.config, TOKENIZER)
-    found["one image"] = numbers_of(task, one, 5, rank=rank, world=world)
-    return {name: numbers | ends_of(numbers) for name, numbers in found.items()}
-
-
-def ends_of(numbers: dict[str, float]) -> dict[str, float]:
-    """n and both ends of the interval of each number that knows them, by name."""
-    known = to_json(numbers)["certainty"]
-    return {
-        f"{name} {end}": each[end] for name, each in known.items() for end in ("n", "low", "high")
-    }
+    dataset = SearchSet([ListSource([searchable()[0]])], task.config, TOKENIZER)
+    results["one image"] = share_of_numbers(task, dataset)
+    return results
 
 
 def write_all(folder: Path) -> None:
-    """Write what this process found."""
+    """Write what this process computes. Contrast is by slices of two rows."""
     rank = processes.rank()
     tensors = {f"features.{name}": value for name, value in contrast_of_features().items()}
-    with mock.patch.object(objectives, "AT_ONCE", 2 * NUM_ROWS):  # contrast by slices of two rows
+    with mock.patch.object(objectives, "AT_ONCE", 2 * NUM_ROWS):
         for step in (gradients_of_a_step, systems_step, memory_step, drawn_negatives, mlim_step):
-            tensors |= {f"{step.__name__}.{name}": value for name, value in step().items()}
+            for name, value in step().items():
+                tensors[f"{step.__name__}.{name}"] = value
     tensors |= shared_experts.steps()
     tensors["running_mean"] = running_mean_at_validation(folder / "run")
-    save_file(
-        {name: value.contiguous() for name, value in tensors.items()},
-        folder / f"{rank}.safetensors",
-    )
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    save_file(contiguous, folder / f"{rank}.safetensors")
     (folder / f"{rank}.json").write_text(json.dumps(evaluation()))

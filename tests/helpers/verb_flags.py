@@ -10,21 +10,31 @@ def flags_of(cls: type, default: Any = None, prefix: str = "") -> dict[str, Any]
 
     default: decides between the sections of a union.
     """
-    flags, hints = {}, typing.get_type_hints(cls, include_extras=True)
-    for field in (each for each in dataclasses.fields(cls) if each.init):
-        hint, value = hints[field.name], getattr(default, field.name, None)
+    flags: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        hint = hints[field.name]
+        value = getattr(default, field.name, None)
         section = type(value) if dataclasses.is_dataclass(value) else hint
         if dataclasses.is_dataclass(section):
-            flags |= flags_of(
-                section, value, "" if field.name == "config" else f"{prefix}{field.name}."
-            )
-        elif typing.get_origin(hint) is not typing.Annotated or isinstance(
-            hint.__metadata__[0], str
-        ):  # an interval
-            # other annotated ones are positional or fixed
-            flags[f"--{prefix}{field.name}".replace("_", "-")] = hint
-            if hint is bool:
-                flags[f"--{prefix}no-{field.name}".replace("_", "-")] = hint
-        elif name := getattr(hint.__metadata__[0], "name", None):
-            flags[f"--{prefix}{name}"] = hint
+            section_prefix = "" if field.name == "config" else f"{prefix}{field.name}."
+            flags |= flags_of(section, value, section_prefix)
+            continue
+        name = name_of_flag(field.name, hint)
+        if name:
+            flags[f"--{prefix}{name}".replace("_", "-")] = hint
+        if hint is bool:
+            flags[f"--{prefix}no-{name}".replace("_", "-")] = hint
     return flags
+
+
+def name_of_flag(name: str, hint: Any) -> str | None:
+    """Return the name of a field's flag; None if the field is positional or fixed."""
+    if typing.get_origin(hint) is not typing.Annotated:
+        return name
+    first_note = hint.__metadata__[0]
+    if isinstance(first_note, str):  # an interval
+        return name
+    return getattr(first_note, "name", None)

@@ -20,7 +20,8 @@ from eve_vl.search.pending_images import PendingImage
 from eve_vl.utils import file_io
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.launcher import ProcessPlace
-from helpers.indices import features_of, write_images, write_table
+from helpers.indices import features_of, write_images
+from helpers.source_files import write_jsonl
 from helpers.tiny_runs import TEXTS, tiny_run, write_run
 
 SIZES = ("--part-rows", 8, "--batch-size", 4)
@@ -51,7 +52,7 @@ def written(eve, run, photos, tmp_path) -> Path:
     for number in range(3):
         image = f"photos/old/0{number}.png"
         rows.append({"image": image, "caption": TEXTS[0], "year": 2000 + number})
-    write_table(tmp_path / "rows.jsonl", rows)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     sources = ("photos", "shard.tar", "rows.jsonl")
     done = eve("features", *sources, "--run", run, "--out", "features", *SIZES)
     assert f"skipped: {photos}/new/15.png: not an image" in done.stdout

@@ -7,7 +7,7 @@ import pytest
 
 from eve_vl.search.index import Index
 from eve_vl.utils.errors import UserError
-from helpers.indices import write_table
+from helpers.source_files import write_jsonl
 
 
 def image_row(number: int) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def image_row(number: int) -> dict[str, Any]:
 @pytest.fixture
 def index(model, photos, tmp_path) -> Index:
     """Images in two folders; those of `new` are also rows of a table with columns."""
-    table = write_table(tmp_path / "table.jsonl", map(image_row, range(8, 20)))
+    table = write_jsonl(tmp_path / "table.jsonl", map(image_row, range(8, 20)))
     return model.index([photos, table], tmp_path / "index")
 
 
@@ -83,7 +83,7 @@ def test_one_row_about_an_image_must_have_all_values(eve, run, model, photos, tm
         )
     rows.append({"image": "photos/new/10.png", "is_late": True})
     rows.append({"image": "photos/new/10.png", "x.y": "a'b%"})
-    table = write_table(tmp_path / "table.jsonl", rows)
+    table = write_jsonl(tmp_path / "table.jsonl", rows)
     index = model.index(table, tmp_path / "index")
     assert sorted(index.columns()) == [size, "is_late", "who", "x.y"]
 
@@ -101,7 +101,7 @@ def test_one_row_about_an_image_must_have_all_values(eve, run, model, photos, tm
 
     rows[1]["who"] = 2
     rows[3]["who"] = 0
-    write_table(table, rows)
+    write_jsonl(table, rows)
     index = model.index((), tmp_path / "index")
     assert search({"who": "0"}) == every_image
     assert search({"who": "1"}) == ["02.png"]

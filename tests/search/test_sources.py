@@ -1,8 +1,6 @@
 """Sources of an index: folders, tables and shards, one or several."""
 
-import io
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +11,27 @@ from pyarrow import parquet
 
 from eve_vl.search.update import Update
 from eve_vl.utils.errors import BadSampleError, UserError
-from helpers.indices import write_image, write_table
+from helpers.indices import write_image
+from helpers.source_files import write_jsonl
+from helpers.tars import write_tar_of
 from helpers.tiny_runs import TEXTS, noise
 
 
 def table_of(path: Path, images: list[str]) -> Path:
-    return write_table(path, [{"image": image, "caption": f"red {image}"} for image in images])
-
-
-def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+    return write_jsonl(path, [{"image": image, "caption": f"red {image}"} for image in images])
 
 
 def test_rows_about_one_image_are_one_image(model, photos, tmp_path):
     """With the captions of all rows; shards may lack captions."""
     images = [f"photos/old/{number % 4:02}.png" for number in range(8)]
     rows = [{"image": image, "caption": f"red {row}"} for row, image in enumerate(images)]
-    table = write_table(tmp_path / "table.jsonl", rows)
-    shard = tmp_path / "shard.tar"
-    with tarfile.open(shard, "w") as tar:
-        for number in range(6):
-            add_member(tar, f"{number:04}.png", (photos / "old" / f"{number:02}.png").read_bytes())
-            if number % 2:
-                add_member(tar, f"{number:04}.txt", b"a circle")
+    table = write_jsonl(tmp_path / "table.jsonl", rows)
+    members = {}
+    for number in range(6):
+        members[f"{number:04}.png"] = (photos / "old" / f"{number:02}.png").read_bytes()
+        if number % 2:
+            members[f"{number:04}.txt"] = b"a circle"
+    shard = write_tar_of(tmp_path / "shard.tar", members)
     index = model.index([table, shard], tmp_path / "index")
     assert index.counts() == {"images": 10, "distinct": 6, "near": 0, "captions": 9, "broken": 0}
     hits = {hit.name.rpartition("/")[2]: hit for hit in index.search("red")}
@@ -148,9 +142,7 @@ def test_image_is_the_indexed_one_or_an_error(model, photos, tmp_path):
         data = [(photos / "new" / f"{number:02}.png").read_bytes() for number in numbers]
         columns = {"image": data, "caption": ["x"] * len(data)}
         parquet.write_table(pyarrow.table(columns), table)
-        with tarfile.open(shard, "w") as tar:
-            for position, image in enumerate(data):
-                add_member(tar, f"{position:04}.png", image)
+        write_tar_of(shard, {f"{position:04}.png": image for position, image in enumerate(data)})
 
     write([8, 9, 10])
     index = model.index([table, shard], tmp_path / "index")

@@ -21,8 +21,8 @@ from helpers.indices import (
     read_index,
     write_image,
     write_images,
-    write_table,
 )
+from helpers.source_files import write_jsonl
 from helpers.tiny_runs import TEXTS
 
 
@@ -80,7 +80,7 @@ def test_updated_index_equals_new_one(model, photos, tmp_path, monkeypatch):
 def test_reading_options_are_remembered_in_any_folder(model, photos, tmp_path, monkeypatch):
     (tmp_path / "tables").mkdir()
     rows = [{"photo": f"old/{number:02}.png", "says": f"red {number}"} for number in range(8)]
-    table = write_table(tmp_path / "tables" / "table.jsonl", rows)
+    table = write_jsonl(tmp_path / "tables" / "table.jsonl", rows)
     monkeypatch.chdir(tmp_path)
     columns = {"image_column": "photo", "text_column": "says"}
     index = model.index("tables/table.jsonl", "index", image_root=Path("photos"), **columns)
@@ -119,7 +119,7 @@ def test_each_image_of_many_rows_is_read_once(model, photos, tmp_path, monkeypat
     rows = []
     for path in sorted(photos.rglob("*.png")):
         rows += [{"image": str(path), "caption": f"red {number}"} for number in range(40)]
-    table = write_table(tmp_path / "table.jsonl", rows)
+    table = write_jsonl(tmp_path / "table.jsonl", rows)
     index = model.index(table, tmp_path / "index")
     assert len(read) == 21
     assert len(decoded) == 20
@@ -194,7 +194,7 @@ def test_column_names_are_those_of_all_rows(model, photos, tmp_path):
         rows = []
         for number, columns in enumerate(columns_of_rows):
             rows.append({"image": f"photos/new/{10 + number}.png", **columns})
-        return write_table(tmp_path / name, rows)
+        return write_jsonl(tmp_path / name, rows)
 
     first = write("first.jsonl", [{"set": 1, "who": "a"}, {"set": 2, "caption": "red"}])
     second = write("second.jsonl", [{"größe": 1}, {"set": 3}])
@@ -260,7 +260,7 @@ def test_image_stays_without_its_unreadable_captions(eve, run, model, photos, tm
     (old / "00.txt").write_bytes(b"\xff\xfe")
     (old / "01.txt").write_text("word " * 2000)
     rows = [{"image": "photos/new/10.png", "caption": 5}]
-    table = write_table(tmp_path / "table.jsonl", rows)
+    table = write_jsonl(tmp_path / "table.jsonl", rows)
     index = model.index([photos, table], tmp_path / "index")
     assert not index.changes.broken
     assert index.changes.bad_captions == {
@@ -345,7 +345,7 @@ def test_update_waits_for_a_long_read(model, photos, tmp_path, monkeypatch):
 def test_captions_do_not_wait_for_images(model, photos, tmp_path, monkeypatch):
     """A full batch of captions is computed although a single image still waits for its batch."""
     rows = [{"image": "photos/new/10.png", "caption": f"red {number}"} for number in range(50)]
-    table = write_table(tmp_path / "table.jsonl", rows)
+    table = write_jsonl(tmp_path / "table.jsonl", rows)
     num_waiting = []
     flush: Callable[..., None] = FeatureWriter.flush
 

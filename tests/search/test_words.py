@@ -16,7 +16,8 @@ from eve_vl.search.index import Index
 from eve_vl.search.query import Query
 from eve_vl.search.word_search import match_words
 from eve_vl.utils.errors import UserError
-from helpers.indices import CAPTIONED, write_captioned, write_table
+from helpers.indices import CAPTIONED, write_captioned
+from helpers.source_files import write_jsonl
 from helpers.tiny_runs import tiny_run, write_run
 
 
@@ -193,7 +194,7 @@ def test_options_without_effect_are_refused(index, options, problem):
 def test_words_follow_updates_by_another_connection(model, index, tmp_path):
     reader = Index.open(tmp_path / "index", model)
     assert by_words(reader, "zebra") == []
-    write_table(
+    write_jsonl(
         tmp_path / "table.jsonl",
         [
             {"image": "cat.png", "set": "blue", "caption": "a zebra"},

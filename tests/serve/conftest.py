@@ -1,7 +1,5 @@
 """Runs of each task, an index and a server of them, which the tests of the server share."""
 
-import io
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from eve_vl.search.index import Index
 from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.classification.config import ClassificationConfig
 from helpers.serving import png, serving
+from helpers.tars import write_tar_of
 from helpers.tiny_runs import TEXTS, tiny_run, write_run
 
 
@@ -26,11 +25,7 @@ def folder(tmp_path_factory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(number))
         path.with_suffix(".txt").write_text(TEXTS[number % 3])
-    with tarfile.open(folder / "shard.tar", "w") as tar:
-        for name, data in (("a.png", png(100)), ("a.txt", b"a shard")):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    write_tar_of(folder / "shard.tar", {"a.png": png(100), "a.txt": b"a shard"})
     return folder
 
 

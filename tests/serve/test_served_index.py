@@ -12,8 +12,8 @@ from PIL import Image
 
 from eve_vl.search.index import Index
 from eve_vl.search.index_files import DATABASE
-from helpers.indices import write_table
 from helpers.serving import ONE, ONE_TEXT, as_json, png, serving
+from helpers.source_files import write_jsonl
 
 SEARCH = "/v1/search"
 
@@ -208,7 +208,7 @@ def test_folder_of_a_table_is_that_of_its_images(runs, tmp_path):
     (tmp_path / "tables").mkdir()
     images = ("a/1.png", "b/2.png", "b/3.png")
     rows = [{"image": image, "caption": "red"} for image in images]
-    table = write_table(tmp_path / "tables" / "t.jsonl", rows)
+    table = write_jsonl(tmp_path / "tables" / "t.jsonl", rows)
     index = runs["retrieval"].index(table, tmp_path / "index", image_root=tmp_path / "pics")
     assert_folder(index, "pics", {f"pics/{image}" for image in images})
 

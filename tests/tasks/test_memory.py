@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eve_vl.tasks.contrast.memory import CrossBatchMemory
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from helpers.resumed_runs import assert_resumes_to_the_same
+from helpers.run_comparison import assert_resumes_to_the_same
 from helpers.slow_contrast import slow_contrastive
 from helpers.tiny_tasks import build, train_set
 from helpers.twins import tiny_config

@@ -1,7 +1,6 @@
 """Process groups and DistributedDataParallel, in one process."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -9,18 +8,23 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from eve_vl.config import TaskConfig
 from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
-from eve_vl.tasks.masked_signal.dataset import MaskedPairs
-from eve_vl.tasks.task import task_class
 from eve_vl.train import processes
 from eve_vl.train.data_parallel import without_gradient_averaging
 from eve_vl.utils.console import is_main
 from helpers.mlim import item_pairs
-from helpers.tiny_tasks import SECTIONS, TOKENIZER, build, config_of, train_set
-from helpers.twins import pairs, tiny_config
+from helpers.tiny_tasks import SECTIONS, build, rows_of, train_set
+from helpers.twins import tiny_config
 
 NUM_ROWS = 8
+TASKS: dict[str, TaskConfig] = {
+    "words": MaskedSignalConfig(decoder_depth=1, mim_weight=0.0, mlm_weight=1.0),
+    "pixels": MaskedSignalConfig(decoder_depth=1, mim_weight=1.0, mlm_weight=0.0),
+    "pair": PairConfig(modality_dropout=False),
+    **SECTIONS,
+}
 
 
 @pytest.fixture
@@ -65,27 +69,12 @@ def test_first_process_of_a_group_is_the_main_one(group_of_one, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", ["modality", "shared", "moe"])
-@pytest.mark.parametrize("name", ["words", "pixels", "pair", *SECTIONS])
+@pytest.mark.parametrize("name", TASKS)
 def test_parameters_without_a_gradient_are_announced(name, policy):
     """DistributedDataParallel waits for them otherwise, and fails at the second step."""
-    model = {"deep_ffn": policy, "balance_weight": 0.0}
-    if name in SECTIONS:
-        config = config_of(name, model=model)
-        dataset = train_set(config, NUM_ROWS)
-    elif name == "pair":
-        config = tiny_config(task=PairConfig(modality_dropout=False), model=model)
-        sources = [item_pairs(NUM_ROWS)]
-        dataset = task_class(PairConfig).dataset(sources, config, TOKENIZER, training=True)
-    else:
-        section = MaskedSignalConfig(decoder_depth=1)
-        if name == "pixels":
-            section = replace(section, mim_weight=1.0, mlm_weight=0.0)
-        else:
-            section = replace(section, mim_weight=0.0, mlm_weight=1.0)
-        config = tiny_config(task=section, model=model)
-        dataset = MaskedPairs([pairs(NUM_ROWS)], config, TOKENIZER, training=True)
+    config = tiny_config(task=TASKS[name], model={"deep_ffn": policy, "balance_weight": 0.0})
     task = build(config).train()
-    batch = dataset.collate([dataset[0, 0, row] for row in range(NUM_ROWS)])
-    task(batch).loss.backward()
+    dataset = train_set(config, NUM_ROWS, item_pairs if name == "pair" else None)
+    task(rows_of(dataset, NUM_ROWS)).loss.backward()
     unused = [name for name, parameter in task.named_parameters() if parameter.grad is None]
     assert task.find_unused_parameters or not unused

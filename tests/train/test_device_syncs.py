@@ -1,12 +1,11 @@
 """A training step waits for the device in listed places only.
 
-Found without a GPU: what would copy from the device there, or size a tensor by the values of
-another, is met here too.
+Found without a GPU: operations that would copy from the device there, or size a tensor by the
+values of another, are met here too.
 """
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,17 @@ from torch.nn.attention import varlen
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import eve_vl
-import tests.tasks.test_classification as labelled
-from eve_vl.config import Config, DualEncoderConfig, TrainConfig
+from eve_vl.config import Config, DualEncoderConfig, TaskConfig, TrainConfig
 from eve_vl.model import attention, experts
+from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from eve_vl.tasks.task import task_class
 from eve_vl.train.trainer import Trainer
 from helpers.mlim import mlim_config
-from helpers.tiny_tasks import SECTIONS, TOKENIZER, build, rows_of, train_set
+from helpers.tiny_tasks import CPU, SECTIONS, build, rows_of, train_set
 from helpers.tiny_towers import tiny_towers
-from helpers.twins import pairs, tiny_config
+from helpers.twins import tiny_config
 from helpers.vlmo import tiny_vlmo
 
 PACKAGE = Path(eve_vl.__file__).parent
@@ -41,34 +39,37 @@ READS = {
     ATEN.bincount,
     ATEN._unique2,
     ATEN.unique_dim,
+    ATEN._linalg_svd,  # these two look whether they have converged
+    ATEN._linalg_eigh,
 }
-READS |= {ATEN._linalg_svd, ATEN._linalg_eigh}  # which look whether they have converged
 INDEXES = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._index_put_impl_}
-DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}
-# Where steps wait or, on a CPU alone, look as if they did, and why. This list may only become
-# shorter.
+METHODS = ("tolist", "numpy", "cpu", "__array__")
+"""Of a tensor on a CPU, which read it without an operation."""
 WAITING = {
-    "train/finite_check.py:finish": "reads whether the step before was finite, which a GPU has worked out by then",
-    "model/packing.py:_num_texts": "counts padding on a CPU alone; a GPU computes padding whose number is not known",
-    "train/random_state.py:set_rng_state": "reads states of generators, which lie on the host (contrast over micro-batches)",
-    "tasks/contrast/global_negatives.py:_batch_of": "waits for the lengths of texts from other micro-batches or processes",
+    "train/finite_check.py:finish": "reads whether the step before was finite, "
+    "which a GPU has computed by then",
+    "model/packing.py:_num_texts": "counts padding on a CPU alone; "
+    "a GPU computes padding whose number is not known",
+    "train/random_state.py:set_rng_state": "reads states of generators, "
+    "which lie on the host (contrast over micro-batches)",
+    "tasks/contrast/global_negatives.py:_batch_of": "waits for the lengths of texts "
+    "from other micro-batches or processes",
     "objectives.py:singular_values": "decomposes the similarities of a step (MedFLIP)",
 }
-# for how many rows each expert has: on a GPU grouped_mm is for bfloat16 alone
+"""Where steps wait, or on a CPU alone look as if they did, and why. It may only become shorter."""
+# for the number of rows of each expert: on a GPU grouped_mm is for bfloat16 alone
 WAITING_IN_FLOAT32 = "model/experts.py:grouped_linear"
 
 
 def waits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operation needs to know values on the host."""
+    """Return whether an operation needs to know values on the host."""
     packet = func.overloadpacket
     if packet in INDEXES:
-        return any(
-            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
-            for index in args[1]
-        )
-    return packet in READS or (
-        packet == ATEN.repeat_interleave and kwargs.get("output_size") is None
-    )
+        masks = (torch.bool, torch.uint8)
+        return any(isinstance(index, Tensor) and index.dtype in masks for index in args[1])
+    if packet == ATEN.repeat_interleave:
+        return kwargs.get("output_size") is None
+    return packet in READS
 
 
 class Watch(TorchDispatchMode):
@@ -80,15 +81,16 @@ class Watch(TorchDispatchMode):
 
     def note(self) -> None:
         frame = sys._getframe()
-        while frame is not None and not frame.f_code.co_filename.startswith(str(PACKAGE)):
+        while frame is not None:
             if frame.f_code.co_name == "_engine_run_backward":
                 self.places.add("backward")
                 return
+            if frame.f_code.co_filename.startswith(str(PACKAGE)):
+                file = Path(frame.f_code.co_filename).relative_to(PACKAGE)
+                self.places.add(f"{file}:{frame.f_code.co_name}")
+                return
             frame = frame.f_back
-        assert frame is not None
-        self.places.add(
-            f"{Path(frame.f_code.co_filename).relative_to(PACKAGE)}:{frame.f_code.co_name}"
-        )
+        raise AssertionError("no function of the package waits")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if waits(func, args, kwargs or {}):
@@ -101,128 +103,115 @@ def watch(monkeypatch) -> Watch:
     watch = Watch()
 
     def noted(method: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
+        def note_and_call(*args: Any, **kwargs: Any) -> Any:
             watch.note()
             return method(*args, **kwargs)
 
-        return wrapped
+        return note_and_call
 
-    for name in (
-        "tolist",
-        "numpy",
-        "cpu",
-        "__array__",
-    ):  # which a CPU's tensor does without an operation
+    for name in METHODS:
         monkeypatch.setattr(Tensor, name, noted(getattr(Tensor, name)))
     return watch
 
 
-CASES: dict[str, Callable[[dict[str, Any]], Config]] = {
-    "masked signal": lambda model: tiny_config(
-        task=MaskedSignalConfig(mask_replace_prob=0.5, **DECODER), model=model
-    ),
-    "contrast and matching": lambda model: tiny_config(
-        task=ContrastMatchConfig(**DECODER), model=model
-    ),
-    "wrong pairs of all": lambda model: tiny_config(
-        task=ContrastMatchConfig(itm_negatives="global", **DECODER), model=model
-    ),
-    "labels": lambda model: replace(
-        labelled.config_of("both"), model=tiny_config(model=model).model
-    ),
-    **{
-        name: lambda model, section=section: tiny_config(task=section, model=model)
-        for name, section in SECTIONS.items()
-    },
+# Steps
+
+DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}
+TASKS: dict[str, TaskConfig] = {
+    "masked signal": MaskedSignalConfig(mask_replace_prob=0.5, **DECODER),
+    "contrast and matching": ContrastMatchConfig(**DECODER),
+    "wrong pairs of all": ContrastMatchConfig(itm_negatives="global", **DECODER),
+    "labels": ClassificationConfig(inputs="both"),
+    **SECTIONS,
 }
 MODELS: dict[str, dict[str, Any]] = {
     "experts": {},
     "dense": {"deep_ffn": "shared", "shallow_ffn": "shared"},
     "conv": {"stem": "conv", "deep_ffn": "modality"},
 }
-RANDOM_HALF: dict[str, Any] = {"itc_weight": 0.0, "itm_negatives": "random_half"}
-SPREAD: dict[str, Any] = {
-    "mlm_weight": 0.0,
-    "itm_weight": 0.0,
-    "itc_masked_image": True,
-    "svd_form": "sigma1",
-}
-RUNS: dict[str, Config] = {
-    f"{case}, {model}": make(MODELS[model]) for case, make in CASES.items() for model in MODELS
-} | {
-    "masked together": tiny_config(task=MaskedSignalConfig(joint_masking=True, **DECODER)),
-    "ranking": tiny_config(
-        task=RetrievalConfig(itc_weight=0.0, itm_loss="ranking", ranking_candidates=2, rerank=0)
-    ),
-    "official routing": tiny_config(model={"routing": "reference"}),
-    "VLMo": tiny_config(
-        task=ContrastMatchConfig(**DECODER),
-        model=tiny_vlmo(),
-    ),
-    "MLIM": mlim_config(),
-    "M3AE": tiny_towers(ContrastMatchConfig(mim_weight=1.0, **RANDOM_HALF, **DECODER)),
-    "MedFLIP": tiny_config(
-        task=ContrastMatchConfig(
-            mlm_weight=0.0, itm_weight=0.0, itc_masked_image=True, svd_form="sigma1"
-        ),
-        model=DualEncoderConfig(
-            embed_dim=16, num_heads=2, mlp_ratio=2.0, image_depth=2, text_depth=1
-        ),
-    ),
-}
+RANKING = RetrievalConfig(itc_weight=0.0, itm_loss="ranking", ranking_candidates=2, rerank=0)
+RANDOM_HALF = ContrastMatchConfig(
+    mim_weight=1.0, itc_weight=0.0, itm_negatives="random_half", **DECODER
+)
+SPREAD = ContrastMatchConfig(
+    mlm_weight=0.0, itm_weight=0.0, itc_masked_image=True, svd_form="sigma1"
+)
+TOWERS = DualEncoderConfig(embed_dim=16, num_heads=2, mlp_ratio=2.0, image_depth=2, text_depth=1)
 
 
-def step_of(config: Config, run: Path) -> Callable[[], object]:
-    """A step of two micro-batches that begins on the device and leaves everything there, as on a
-    GPU."""
-    if config.task.name == "classification":
-        task, batch = labelled.build(config), labelled.batch_of(config, 6)
-    elif config.task.is_pretraining:
-        task = build(config)
-        batch = rows_of(
-            task_class(type(config.task)).dataset([pairs(6)], config, TOKENIZER, training=True), 6
-        )
-    else:
-        task, batch = build(config), rows_of(train_set(config, 6), 6)
-    train = TrainConfig(
-        steps=9, batch_size=12, accumulation=2, optimizer="muon", ema_decay=0.9, dtype="float32"
-    )
-    trainer = Trainer(train, run, task, device=torch.device("cpu"), texts={})
-    trainer.finite_check.is_delayed = True  # as on a GPU
-    return lambda: trainer.train_step([batch, batch])
+def all_runs() -> dict[str, Config]:
+    runs = {}
+    for task_name, task in TASKS.items():
+        for model_name, model in MODELS.items():
+            runs[f"{task_name}, {model_name}"] = tiny_config(task=task, model=model)
+    together = MaskedSignalConfig(joint_masking=True, **DECODER)
+    runs["masked together"] = tiny_config(task=together)
+    runs["ranking"] = tiny_config(task=RANKING)
+    runs["official routing"] = tiny_config(model={"routing": "reference"})
+    runs["VLMo"] = tiny_config(task=ContrastMatchConfig(**DECODER), model=tiny_vlmo())
+    runs["MLIM"] = mlim_config()
+    runs["M3AE"] = tiny_towers(RANDOM_HALF)
+    runs["MedFLIP"] = tiny_config(task=SPREAD, model=TOWERS)
+    return runs
+
+
+RUNS = all_runs()
 
 
 def waiting(watch: Watch, name: str, run: Path) -> set[str]:
-    """Return the places where a step of a run waits."""
-    train_step = step_of(RUNS[name], run)
-    train_step()  # in which the optimiser makes its state
+    """Return the places where a step of two micro-batches waits.
+
+    It begins on the device and leaves everything there, as on a GPU.
+    """
+    config = RUNS[name]
+    task = build(config)
+    batch = rows_of(train_set(config, 6), 6)
+    train = TrainConfig(
+        steps=9, batch_size=12, accumulation=2, optimizer="muon", ema_decay=0.9, dtype="float32"
+    )
+    trainer = Trainer(train, run, task, device=CPU, texts={})
+    trainer.finite_check.is_delayed = True
+    trainer.train_step([batch, batch])  # in which the optimiser makes its state
     with watch:
         watch.places.clear()
-        train_step()
-    return watch.places
+        trainer.train_step([batch, batch])
+    return set(watch.places)
+
+
+@pytest.fixture(scope="module")
+def places() -> dict[str, set[str]]:
+    """The places that tests of single runs met."""
+    return {}
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_step_waits_in_listed_places_only(name, watch: Watch, tmp_path: Path):
-    assert waiting(watch, name, tmp_path) <= set(WAITING)
+def test_step_waits_in_listed_places_only(name, places, watch: Watch, tmp_path: Path):
+    places[name] = waiting(watch, name, tmp_path)
+    assert places[name] <= set(WAITING)
 
 
-def test_list_names_no_place_that_no_longer_waits(watch: Watch, tmp_path: Path):
-    assert set(WAITING) == set.union(*(waiting(watch, name, tmp_path) | set() for name in RUNS))
+def test_list_names_no_place_that_no_longer_waits(places, watch: Watch, tmp_path: Path):
+    for name in RUNS:
+        if name not in places:
+            places[name] = waiting(watch, name, tmp_path)
+    assert set.union(*places.values()) == set(WAITING)
 
 
 def test_experts_wait_in_float32_on_a_gpu(watch: Watch, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(
-        experts, "grouped_mm_works", lambda x_RI, _: x_RI.dtype == torch.bfloat16
-    )  # as on CUDA
-    assert waiting(watch, "masked signal, experts", tmp_path) - set(WAITING) == {WAITING_IN_FLOAT32}
+    def works_on_cuda(x_RI: Tensor, _: Any) -> bool:
+        return x_RI.dtype == torch.bfloat16
+
+    monkeypatch.setattr(experts, "grouped_mm_works", works_on_cuda)
+    places = waiting(watch, "masked signal, experts", tmp_path)
+    assert places - set(WAITING) == {WAITING_IN_FLOAT32}
 
 
 @pytest.mark.parametrize("name", ["masked signal, experts", "retrieval, conv"])
 def test_attention_by_lengths_waits_for_nothing(name, watch: Watch, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(
-        attention, "can_use_varlen", lambda _, rows, __: rows.is_padding_BN is not None
-    )  # as on CUDA
+    def can_on_cuda(_: Any, rows: Any, __: Any) -> bool:
+        return rows.is_padding_BN is not None
+
+    monkeypatch.setattr(attention, "can_use_varlen", can_on_cuda)
     monkeypatch.setattr(varlen, "varlen_attn", lambda q, *_: q)
     assert waiting(watch, name, tmp_path) <= set(WAITING)
 
@@ -243,12 +232,8 @@ def test_attention_by_lengths_waits_for_nothing(name, watch: Watch, tmp_path: Pa
         lambda x: x.numpy(),
     ],
 )
-def test_each_kind_of_wait_is_noticed(wait, watch: Watch):
-    class Waiting(torch.nn.Module):
-        def forward(self, x: Tensor) -> Any:
-            return wait(x)
-
-    watch.note = lambda: watch.places.add("it")
+def test_each_kind_of_wait_is_noticed(wait, watch: Watch, monkeypatch):
+    monkeypatch.setattr(watch, "note", lambda: watch.places.add("here"))
     with watch:
-        Waiting()(torch.randn(5))
-    assert watch.places
+        wait(torch.randn(5))
+    assert watch.places == {"here"}

@@ -19,7 +19,9 @@ from eve_vl.train.bad_samples import BadSamples
 from eve_vl.train.freezing import freeze
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
-from helpers.tiny_tasks import build, config_of, eval_set, train_set
+from helpers.number_task import step_folder
+from helpers.run_comparison import tensor_differences
+from helpers.tiny_tasks import CPU, build, config_of, eval_set, train_set
 from helpers.twins import tiny_config
 
 CONFIG = TrainConfig(
@@ -29,16 +31,18 @@ CONFIG = TrainConfig(
     warmup=0.0,
     val_every=4,
     save_every=2,
+    keep_checkpoints=9,
     dtype="float32",
     device="cpu",
 )
+TASK = config_of("nlvr2_compare")
 
 
-def fit(run: Path, config: TrainConfig, name: str = "nlvr2_compare") -> nn.Module:
-    """Train a tiny task, or go on with it."""
+def fit(run: Path, config: TrainConfig) -> nn.Module:
+    """Train a tiny task, or resume it."""
     run.mkdir(exist_ok=True)
-    task = build(config_of(name))
-    dataset = train_set(task.config, 8)
+    task = build(TASK)
+    dataset = train_set(TASK, 8)
 
     def batches(step: int) -> Iterator[Any]:
         while True:
@@ -46,76 +50,53 @@ def fit(run: Path, config: TrainConfig, name: str = "nlvr2_compare") -> nn.Modul
             yield dataset.collate([dataset[(step, 0, row)] for row in rows])
             step += 1
 
-    trainer = Trainer(config, run, task, evaluator_of(task), device=torch.device("cpu"), texts={})
+    trainer = Trainer(config, run, task, evaluator_of(task), device=CPU, texts={})
     trainer.resume()
-    trainer.fit(
-        batches(trainer.step),
-        eval_loader(eval_set(task.config), batch_size=23, rank=0, world=1),
-        BadSamples(run, num_rows=8, max_share=1, writes=True),
-    )
+    val_loader = eval_loader(eval_set(TASK), batch_size=23, rank=0, world=1)
+    bad_samples = BadSamples(run, num_rows=8, max_share=1, writes=True)
+    trainer.fit(batches(trainer.step), val_loader, bad_samples)
     return task
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "block_muon"])
 def test_frozen_parameters_stay_bit_for_bit(tmp_path: Path, monkeypatch, optimizer):
-    monkeypatch.setattr(
-        "eve_vl.train.parameter_groups.BLOCK_ROWS", 16
-    )  # divides 16, 32 and 48 rows
-    config = replace(
-        CONFIG,
-        optimizer=optimizer,
-        freeze=("encoder.text.*", "encoder.blocks.[01].*", "*.classify.3.bias"),
-    )
-    start = dict(build(config_of("nlvr2_compare")).state_dict())
-    task = fit(tmp_path / "run", config)
-    frozen = {name for name, parameter in task.named_parameters() if not parameter.requires_grad}
-    assert {
-        "encoder.text.words.weight",
-        "encoder.blocks.1.norm1.weight",
-        "compare_head.classify.3.bias",
-    } <= frozen
-    assert all(
-        name.startswith(
-            ("encoder.text.", "encoder.blocks.0.", "encoder.blocks.1.", "compare_head.")
-        )
-        for name in frozen
-    )
+    """Blocks of 16 rows divide the 16, 32 and 48 rows of matrices."""
+    monkeypatch.setattr("eve_vl.train.parameter_groups.BLOCK_ROWS", 16)
+    patterns = ("encoder.text.*", "encoder.blocks.[01].*", "*.classify.3.bias")
+    before = build(TASK).state_dict()
+    task = fit(tmp_path / "run", replace(CONFIG, optimizer=optimizer, freeze=patterns))
+
+    frozen = set()
+    for name, parameter in task.named_parameters():
+        is_named = name.startswith(("encoder.text.", "encoder.blocks.0.", "encoder.blocks.1."))
+        assert parameter.requires_grad != (is_named or name.endswith(".classify.3.bias")), name
+        if not parameter.requires_grad:
+            frozen.add(name)
     for name, value in task.state_dict().items():
-        assert torch.equal(value, start[name]) == (name in frozen), name
-    kept = {
-        name.rpartition(".")[0]
-        for name in load_file(tmp_path / "run/checkpoints/step_00000004/optimizer.safetensors")
-    }
-    assert kept == {name for name, _ in task.named_parameters()} - frozen
+        assert torch.equal(value, before[name]) == (name in frozen), name
+    state = load_file(step_folder(tmp_path / "run", 4) / "optimizer.safetensors")
+    trained = {name for name, _ in task.named_parameters()} - frozen
+    assert {name.rpartition(".")[0] for name in state} == trained
 
 
 def test_resumed_run_with_frozen_parameters_equals_uninterrupted_run(tmp_path: Path):
     config = replace(
-        CONFIG,
-        freeze=("encoder.*",),
-        lr_multipliers=(("compare_head.classify.0.*", 0.5),),
-        keep_checkpoints=9,
+        CONFIG, freeze=("encoder.*",), lr_multipliers=(("compare_head.classify.0.*", 0.5),)
     )
-    whole = fit(tmp_path / "run", config).state_dict()
-    last = tmp_path / "run/checkpoints/step_00000004"
-    last.rename(tmp_path / "last")
-    (tmp_path / "run/log.jsonl").unlink()
-    again = fit(tmp_path / "run", config).state_dict()
-    assert all(torch.equal(value, again[name]) for name, value in whole.items())
-    one, two = (load_file(folder / "optimizer.safetensors") for folder in (tmp_path / "last", last))
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    run = tmp_path / "run"
+    fit(run, config)
+    uninterrupted = tmp_path / "uninterrupted"
+    step_folder(run, 4).rename(uninterrupted)
+    fit(run, config)
+    assert list(tensor_differences(step_folder(run, 4), uninterrupted)) == []
 
 
-def test_running_averages_freeze_with_their_head(tmp_path: Path):
-    name = "compare_head.norm.running_mean"
-    for patterns, moves in (
-        (("encoder.*",), True),
-        (("compare_head.*",), False),
-        (("*.classify.*",), False),
-    ):
-        task = fit(tmp_path / patterns[0].strip("*."), replace(CONFIG, freeze=patterns))
-        assert bool(task.get_buffer(name).any()) == moves, patterns
+@pytest.mark.parametrize(
+    ("pattern", "moves"), [("encoder.*", True), ("compare_head.*", False), ("*.classify.*", False)]
+)
+def test_running_averages_freeze_with_their_head(tmp_path: Path, pattern, moves):
+    task = fit(tmp_path / "run", replace(CONFIG, freeze=(pattern,)))
+    assert bool(task.get_buffer("compare_head.norm.running_mean").any()) == moves
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from eve_vl.train.best_folder import read_best
 from eve_vl.train.learning_rate import learning_rate
 from eve_vl.train.run_log import read_log
 from helpers.number_task import step_folder, validations
-from helpers.resumed_runs import assert_resumes_to_the_same, assert_same_run, wait_for_step
+from helpers.run_comparison import assert_resumes_to_the_same, assert_same_run, wait_for_step
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

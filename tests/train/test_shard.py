@@ -1,6 +1,7 @@
 """Training in shards against DistributedDataParallel, in two and four gloo processes."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eve_vl.tasks.contrast.contrast import MAX_TEMPERATURE
-from eve_vl.train.meter import TIMING
-from helpers.shard_worlds import IN_WORLD, RUNS, STEPS_OF, fit, four, in_world, two
+from helpers.number_task import step_folder
+from helpers.run_comparison import rows_without_timing
+from helpers.shard_worlds import LAYOUTS, RUNS, STEPS_IN_WORLD, STEPS_OF, fit, four, in_world, two
+
+CASES = [(world, name) for world, names in STEPS_IN_WORLD.items() for name in names]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What two and four processes wrote; they begin again once if gloo's connection between them
+    """What two and four processes wrote; they start again once if gloo's connection between them
     breaks."""
     for is_last in (False, True):
         folder = tmp_path_factory.mktemp("shard")
@@ -29,79 +33,82 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def difference(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
-    """The largest difference of a tensor, as a share of its largest value."""
-    assert one.keys() == two.keys()
-    return max(
-        ((one[name] - two[name]).abs().max() / one[name].abs().max().clamp(min=1e-6)).item()
-        for name in one
-    )
+def assert_close(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float
+) -> None:
+    """The tolerance is a share of the largest value of each tensor."""
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        largest = value.abs().max().clamp(min=1e-6)
+        assert (tensors[name] - value).abs().max() / largest < tolerance, name
 
 
-@pytest.mark.parametrize("name", STEPS_OF)
-def test_gradients_are_those_of_replicas(folder: Path, name: str):
-    for world in (world for world, names in IN_WORLD.items() if name in names):
-        one, two = (
-            load_file(folder / f"{name} {layout} {world}") for layout in ("replicate", "shard")
-        )
-        after = {key for key in one if key.startswith("after")}
-        assert (
-            difference(*({key: each[key] for key in one.keys() - after} for each in (one, two)))
-            < 1e-5
-        )
-        assert (
-            not after
-            or difference(*({key: each[key] for key in after} for each in (one, two))) < 1e-4
-        )
-        if world == 2 and name != "accumulated":  # two numbers have one sum; the norm adds more
-            assert all(torch.equal(one[key], two[key]) for key in one if key != "norm")
+def assert_equal(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(tensors[name], value), name
+
+
+def test_every_step_is_compared():
+    assert {name for _, name in CASES} == STEPS_OF.keys()
+
+
+@pytest.mark.parametrize(("world", "name"), CASES)
+def test_gradients_are_those_of_replicas(folder: Path, world: int, name: str):
+    replicas, shards = (load_file(folder / f"{name} {layout} {world}") for layout in LAYOUTS)
+    if world == 2 and name != "accumulated":  # two numbers have one sum; the norm adds more
+        assert_close({"norm": shards.pop("norm")}, {"norm": replicas.pop("norm")}, 1e-5)
+        assert_equal(shards, replicas)
+        return
+    after = {key: replicas.pop(key) for key in [*replicas] if key.startswith("after")}
+    assert_close({key: shards.pop(key) for key in after}, after, 1e-4)
+    assert_close(shards, replicas, 1e-5)
 
 
 def weights(run: Path, step: int) -> dict[str, Tensor]:
-    """The weights of a checkpoint, or their averages."""
-    return load_file(run / f"checkpoints/step_{step:08d}/model.safetensors")
-
-
-def rows(run: Path) -> list[dict]:
-    found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [
-        {name: row[name] for name in row if name not in (*TIMING, "certainty", "text")}
-        for row in found
-    ]
+    """Return the weights of a checkpoint, or their averages."""
+    return load_file(step_folder(run, step) / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_in_shards_is_that_of_replicas(folder: Path, name: str):
-    one, two = folder / f"{name}_replicate", folder / f"{name}_shard"
-    before, after = (weights(run, RUNS[name].train.steps) for run in (one, two))
+    replicas = folder / f"{name}_replicate"
+    shards = folder / f"{name}_shard"
+    steps = RUNS[name].train.steps
     if name == "muon":  # without clipping, whose norm differs in the last bit
-        assert before.keys() == after.keys()
-        assert all(torch.equal(before[key], after[key]) for key in before)
+        assert_equal(weights(shards, steps), weights(replicas, steps))
     else:
-        assert difference(before, after) < 1e-4
-    for a, b in zip(rows(one), rows(two), strict=True):
-        assert a.pop("kind") == b.pop("kind") and a == pytest.approx(b, rel=1e-4, abs=1e-6)
-    best = [json.loads((run / "best/state.json").read_text()) for run in (one, two)]
-    assert best[0]["step"] == best[1]["step"] and best[0]["rows"] == best[1]["rows"]
+        assert_close(weights(shards, steps), weights(replicas, steps), 1e-4)
+
+    ignored = ("certainty", "text")
+    rows = rows_without_timing(shards, ignored)
+    for row, expected in zip(rows, rows_without_timing(replicas, ignored), strict=True):
+        assert row.pop("kind") == expected.pop("kind")
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    best, expected_best = (
+        json.loads((run / "best/state.json").read_text()) for run in (shards, replicas)
+    )
+    assert best["step"] == expected_best["step"]
+    assert best["rows"] == expected_best["rows"]
 
 
 def test_temperatures_are_bounded(folder: Path):
-    values = [
-        weights(folder / "adamw_shard", step)["contrast.features.temperature"].item()
-        for step in (2, 4)
-    ]
-    assert MAX_TEMPERATURE in values, values
+    run = folder / "adamw_shard"
+    values = [weights(run, step)["contrast.features.temperature"].item() for step in (2, 4)]
+    assert MAX_TEMPERATURE in values
 
 
-@pytest.mark.parametrize("name", ["resumed", "four", "one"])
-def test_a_run_resumes_in_other_numbers_of_processes(folder: Path, name: str):
-    kind = "muon" if name == "resumed" else "adamw"
+@pytest.mark.parametrize(
+    ("name", "kind", "tolerance"),
+    [("resumed", "muon", 1e-12), ("four", "adamw", 1e-4), ("one", "adamw", 1e-4)],
+)
+def test_a_run_resumes_in_other_numbers_of_processes(
+    folder: Path, name: str, kind: str, tolerance: float
+):
     if name == "one":
-        fit(RUNS[kind], folder / "one", "shard", folder / "adamw_shard")
-    before, after = (
-        weights(run, RUNS[kind].train.steps) for run in (folder / f"{kind}_shard", folder / name)
-    )
-    assert difference(before, after) < (1e-4 if name != "resumed" else 1e-12)
+        fit(RUNS[kind], folder / "one", "shard", folder / f"{kind}_shard")
+    steps = RUNS[kind].train.steps
+    assert_close(weights(folder / name, steps), weights(folder / f"{kind}_shard", steps), tolerance)
 
 
 @pytest.mark.parametrize(
@@ -111,14 +118,15 @@ def test_a_run_resumes_in_other_numbers_of_processes(folder: Path, name: str):
 def test_tasks_that_would_wait_forever_or_have_no_blocks_are_refused(
     folder: Path, number: int, problem: str
 ):
-    one, two = ((folder / f"refused_{number}_{rank}.txt").read_text() for rank in range(2))
-    assert one == two and one.startswith("train.layout shard: ") and problem in one
+    first, second = ((folder / f"refused_{number}_{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+    assert first.startswith("train.layout shard: ")
+    assert problem in first
 
 
 def test_weights_that_are_not_finite_are_saved_whole(folder: Path):
-    one, two = ((folder / f"stopped_{rank}.txt").read_text() for rank in range(2))
-    assert one.startswith("loss is not finite at step 0") and two.startswith(
-        "loss is not finite at step 0"
-    )
+    for rank in range(2):
+        error = (folder / f"stopped_{rank}.txt").read_text()
+        assert error.startswith("loss is not finite at step 0")
     saved = load_file(folder / "stopped/non_finite_step_00000000_rank_0/model.safetensors")
     assert saved["encoder.image.proj.weight"].shape == (16, 48)

@@ -12,7 +12,8 @@ from eve_vl.data.readers.open_source import open_source
 from eve_vl.utils.console import print_once
 from helpers.color_cards import COLORS, encoded_card, guess_kind, reason, rows_of
 from helpers.source_files import assert_refused
-from helpers.tar_shards import add_member, assert_as_webdataset, write_tar
+from helpers.tar_shards import assert_as_webdataset, write_tar
+from helpers.tars import add_member, tar_of, write_tar_of
 
 
 def test_rows_are_those_of_the_webdataset_package(tmp_path: Path):
@@ -35,16 +36,12 @@ def test_a_field_of_the_json_may_be_the_caption(tmp_path: Path):
 
 
 def test_images_or_texts_alone(tmp_path: Path):
-    path = tmp_path / "x.tar"
-    with tarfile.open(path, "w") as tar:
-        for color in ("red", "lime"):
-            add_member(tar, f"{color}.png", encoded_card(color))
-        add_member(tar, "blue.txt", b"a text")
+    red = encoded_card("red")
+    lime = encoded_card("lime")
+    members = {"red.png": red, "lime.png": lime, "blue.txt": b"a text"}
+    path = write_tar_of(tmp_path / "x.tar", members)
     source = open_source(path, kind="images")
-    assert [source[index].image.read() for index in range(2)] == [
-        encoded_card("red"),
-        encoded_card("lime"),
-    ]
+    assert [source[index].image.read() for index in range(2)] == [red, lime]
     assert isinstance(source[0].image, ImageSpan)
     assert source[1].where == "x.tar:lime"
     assert reason(source, 2) == "x.tar:blue: no image for the caption"
@@ -52,9 +49,7 @@ def test_images_or_texts_alone(tmp_path: Path):
     assert_refused(no_effect, path, kind="images", text_column="caption")
     texts = open_source(path, kind="texts")
     assert texts[2] == TextOnly(text="a text", where="x.tar:blue")
-    bare = tmp_path / "bare.tar"
-    with tarfile.open(bare, "w") as tar:
-        add_member(tar, "red.png", encoded_card("red"))
+    bare = write_tar_of(tmp_path / "bare.tar", {"red.png": red})
     assert guess_kind(bare) == "images"
     looks = r"bare.tar: looks like images only \(fields image\), expected captions"
     assert_refused(looks, bare)
@@ -96,12 +91,11 @@ def test_tars_joined_by_cat_are_read_to_the_end(tmp_path: Path):
     joined = tmp_path / "joined.tar"
     content = b""
     for number, padding in enumerate((0, 512, 3 * 2**20)):
-        path = tmp_path / f"{number}.tar"
-        with tarfile.open(path, "w") as tar:
-            for color in COLORS[:2]:
-                add_member(tar, f"{number}{color}.png", encoded_card(color))
-                add_member(tar, f"{number}{color}.txt", color.encode())
-        content += path.read_bytes() + bytes(padding)
+        members = {}
+        for color in COLORS[:2]:
+            members[f"{number}{color}.png"] = encoded_card(color)
+            members[f"{number}{color}.txt"] = color.encode()
+        content += tar_of(members) + bytes(padding)
     joined.write_bytes(content)
     with tarfile.open(joined, ignore_zeros=True) as tar:
         images = [member for member in tar if member.name.endswith(".png")]

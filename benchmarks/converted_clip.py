@@ -4,9 +4,8 @@ Weights are random; the vocabulary keeps its published size. With --captions, al
 tokenizers of a vocabulary that open_clip ships (pip install open_clip_torch ftfy) on the texts of a
 .jsonl file with lists of captions; with --images, prepared images.
 
-    PYTHONPATH=. python tests/helpers/clip_check.py [SIZE …] [--captions FILE] [--images]
+    PYTHONPATH=. python benchmarks/converted_clip.py [SIZE …] [--captions FILE] [--images]
 """
-# ruff: noqa: T201
 
 import argparse
 import gc
