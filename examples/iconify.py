@@ -28,10 +28,12 @@ Render = Callable[[str, int], Image.Image]  # SVG, longer side in pixels → ima
 Row = dict[str, Any]
 Built = TypeVar("Built")
 ROWS: Final = 2000  # rows per row group
-COMPONENT, FLAGS = 2, 9  # groups of emojibase: skin tones and hair, flags
+COMPONENT: Final = 2  # emojibase's group of skin tones and hair
+FLAGS: Final = 9  # emojibase's group of flags
 KEYCAP: Final = "20E3"
 SPLITS: Final = ("train", "val", "test_concepts")  # of emoji
-VAL_SHARE, TEST_SHARE = 0.04, 0.11  # shares of the concepts
+VAL_SHARE: Final = 0.04  # of the concepts
+TEST_SHARE: Final = 0.11
 VIEW: Final = {"left": 0, "top": 0, "width": 16, "height": 16}  # Iconify's default view
 
 
@@ -98,12 +100,7 @@ def fetch(folder: Path, names: Sequence[str]) -> Path:
     names: packages with versions.
     """
     packages = folder / "node_modules"
-    record = packages / ".package-lock.json"  # npm writes it last, so listed packages are complete
-    found = read_json(record, names)["packages"] if record.is_file() else {}
-    if {
-        f"{path.removeprefix('node_modules/')}@{entry.get('version')}"
-        for path, entry in found.items()
-    }.issuperset(names):
+    if installed_packages(packages, names).issuperset(names):
         return packages
     npm = shutil.which("npm")
     if npm is None:
@@ -117,10 +114,25 @@ def fetch(folder: Path, names: Sequence[str]) -> Path:
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise UserError(
-            f"npm install failed: {' '.join(lines[0].split())} (full output: npm install {' '.join(names)})"
-        )
+        reason = " ".join(lines[0].split())
+        command = f"npm install {' '.join(names)}"
+        raise UserError(f"npm install failed: {reason} (full output: {command})")
     return packages
+
+
+def installed_packages(packages: Path, names: Sequence[str]) -> set[str]:
+    """Return the packages that npm installed completely, each with its version.
+
+    names: packages that an error message names.
+    """
+    record = packages / ".package-lock.json"  # npm writes it last, so listed packages are complete
+    if not record.is_file():
+        return set()
+    installed = set()
+    for path, entry in read_json(record, names)["packages"].items():
+        name = path.removeprefix("node_modules/")
+        installed.add(f"{name}@{entry.get('version')}")
+    return installed
 
 
 def read_json(path: Path, names: Sequence[str]) -> Any:
@@ -129,7 +141,8 @@ def read_json(path: Path, names: Sequence[str]) -> Any:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(
-            f"{path}: {error.strerror}; --packages must be a node_modules folder with {', '.join(names)}"
+            f"{path}: {error.strerror}; "
+            f"--packages must be a node_modules folder with {', '.join(names)}"
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
@@ -154,12 +167,13 @@ def emoji_names(packages: Path, names: Sequence[str]) -> dict[str, tuple[str, li
     Flags, skin tones and keycaps are left out.
     """
     entries = read_json(packages / "emojibase-data" / "en" / "data.json", names)
-    concepts = {concept_of(entry["hexcode"]): entry for entry in entries}
-    return {
-        concept: (entry["label"], entry.get("tags", []))
-        for concept, entry in concepts.items()  # no group: letters that compose flags
-        if entry.get("group") not in (None, COMPONENT, FLAGS) and KEYCAP not in concept
-    }
+    names_by_concept = {}
+    for entry in entries:
+        concept = concept_of(entry["hexcode"])
+        group = entry.get("group")  # letters that compose flags have none
+        if group not in (None, COMPONENT, FLAGS) and KEYCAP not in concept:
+            names_by_concept[concept] = entry["label"], entry.get("tags", [])
+    return names_by_concept
 
 
 def split_of(concept: str) -> str:
@@ -170,7 +184,9 @@ def split_of(concept: str) -> str:
     share = int(hashlib.sha256(concept.encode()).hexdigest()[:8], 16) / 2**32
     if share < TEST_SHARE:
         return "test_concepts"
-    return "val" if share < TEST_SHARE + VAL_SHARE else "train"
+    if share < TEST_SHARE + VAL_SHARE:
+        return "val"
+    return "train"
 
 
 def svg_of(icons: Mapping[str, Any], name: str, *, is_square: bool) -> str:
@@ -182,7 +198,10 @@ def svg_of(icons: Mapping[str, Any], name: str, *, is_square: bool) -> str:
     left, top, width, height = (icon.get(key, default) for key, default in VIEW.items())
     if is_square:
         side = max(width, height)
-        left, top, width, height = left - (side - width) / 2, top - (side - height) / 2, side, side
+        left -= (side - width) / 2
+        top -= (side - height) / 2
+        width = side
+        height = side
     view = f"{left:g} {top:g} {width:g} {height:g}"
     links = ' xmlns:xlink="http://www.w3.org/1999/xlink"' if "xlink:" in icon["body"] else ""
     return f'<svg xmlns="http://www.w3.org/2000/svg"{links} viewBox="{view}">{icon["body"]}</svg>'
@@ -207,7 +226,8 @@ def to_png(image: Image.Image, colors: int) -> bytes:
 def pyarrow_parquet() -> Any:
     """Return the module pyarrow.parquet. Raises UserError."""
     try:
-        return [importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet")][1]
+        importlib.import_module("pyarrow")
+        return importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise UserError(
             "pyarrow, for Parquet files, is not installed: pip install -e '.[parquet]'"

@@ -22,26 +22,28 @@ def ship_run(run: Path, out: Path, changed: Callable[[Config], Config]) -> None:
     The same run writes the same bytes. Raises UserError.
     """
     folder = checkpoint_folders.chosen_checkpoint(folder_of(run))
-    state, config = checkpoint_files.verify(folder), changed(read_config(folder))
-    weights = {
-        name: tensor.half() if tensor.dtype == torch.float32 else tensor
-        for name, tensor in checkpoint_files.read_model(folder).items()
-    }
+    state = checkpoint_files.verify(folder)
+    config = changed(read_config(folder))
+    weights = checkpoint_files.read_model(folder)
+    for name, tensor in weights.items():
+        if tensor.dtype == torch.float32:
+            weights[name] = tensor.half()
     tensor_files.check_tensors(weights, f"{run} in float16")  # float16 must not overflow
     texts = {
         "config.json": config_to_json(config),
         "tokenizer.json": read_text(folder / "tokenizer.json"),
     }
-    if labels := task_class(type(config.task)).labels_file:
-        texts[labels] = read_text(folder / labels)
-    numbers = (
-        state["numbers"] if "numbers" in state else read_json(run / "metrics.json", dict)
-    )  # pre-training has no best
+    labels_file = task_class(type(config.task)).labels_file
+    if labels_file:
+        texts[labels_file] = read_text(folder / labels_file)
+    if "numbers" in state:
+        numbers = state["numbers"]
+    else:  # pre-training has no best checkpoint
+        numbers = read_json(run / "metrics.json", dict)
     best = best_folder.save_best(
         out, step=state["step"], model=weights, texts=texts, numbers=from_json(numbers)
     )
     write_file(out / "config.json", texts["config.json"])
     write_file(out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
-    print_line(
-        f"{out}: step {state['step']:,}, {sum(path.stat().st_size for path in best.iterdir()):,} bytes"
-    )
+    num_bytes = sum(path.stat().st_size for path in best.iterdir())
+    print_line(f"{out}: step {state['step']:,}, {num_bytes:,} bytes")

@@ -54,10 +54,10 @@ from iconify import (
     write_parquet,
 )
 
-PACKAGES: Final = (
+PACKAGES: Final = (  # fixed versions build the same set everywhere
     "@iconify/json@2.2.535",
     "emojibase-data@17.0.0",
-)  # fixed versions build the same set everywhere
+)
 LICENSES: Final = words_of(
     "Apache-2.0 BSD-3-Clause CC-BY-3.0 CC-BY-4.0 CC0-1.0 ISC MIT MPL-2.0 OFL-1.1 Unlicense"
 )
@@ -73,20 +73,24 @@ LEFT_OUT: Final = words_of(
     # emoji without code points
     " dinkie-icons fluent-emoji"
     # older versions of sets that are taken
-    " bx bxs fa-regular fa-solid fa6-regular heroicons-outline heroicons-solid material-symbols-light pepicons"
+    " bx bxs fa-regular fa-solid fa6-regular heroicons-outline heroicons-solid"
+    " material-symbols-light pepicons"
 )
 NAMES_ONLY: Final = ("meteor-icons",)  # a quarter of its drawings equal lucide's
 EMOJI: Final = (
-    *("noto", "twemoji", "fluent-emoji-flat", "fluent-emoji-high-contrast"),
-    *(
-        "noto-v1",
-        "emojione",
-        "emojione-monotone",
-    ),  # without code points, so after those that have the same names
+    "noto",
+    "twemoji",
+    "fluent-emoji-flat",
+    "fluent-emoji-high-contrast",
+    # without code points, so after those that have the same names
+    "noto-v1",
+    "emojione",
+    "emojione-monotone",
 )
 MOST: Final = 600  # limit per rendered set, so large sets do not dominate
 STYLES_PER_NAME: Final = 2  # drawings with one name in a set
-MOST_SYNONYMS, MOST_TAGS = 4, 5
+MOST_SYNONYMS: Final = 4
+MOST_TAGS: Final = 5
 COLORS: Final = {False: 16, True: 64}  # palette size by whether the set is coloured (small files)
 LEAST_SETS: Final = 2  # sets in which each word of a name occurs: no brands, no glued words
 
@@ -113,27 +117,30 @@ class Drawing:
         return f"{self.set} {self.name} {hashlib.sha1(content).hexdigest()}"
 
 
-def usual(words: list[str], known: Counter[str]) -> bool:
+def usual(words: list[str], num_sets: Counter[str]) -> bool:
     """Return whether words can be a caption.
 
     A caption has few words and some letters, and does not start with a brand. Each word occurs in
     several sets.
+
+    num_sets: the number of sets in which a word occurs.
     """
-    is_short = 0 < len(words) <= MOST_WORDS and words[0] not in BRANDS
-    return (
-        is_short
-        and bool(re.search("[a-z]{3}", " ".join(words)))
-        and all(known[word] >= LEAST_SETS for word in words)
-    )
+    if not 0 < len(words) <= MOST_WORDS or words[0] in BRANDS:
+        return False
+    if not re.search("[a-z]{3}", " ".join(words)):
+        return False
+    return all(num_sets[word] >= LEAST_SETS for word in words)
 
 
 def vocabulary(sets: Mapping[str, Any]) -> Counter[str]:
     """Return the number of sets in which a word occurs."""
-    return Counter(
-        word
-        for icons in sets.values()
-        for word in {word for name in icons["icons"] for word in name.split("-")}
-    )
+    num_sets: Counter[str] = Counter()
+    for icons in sets.values():
+        words: set[str] = set()
+        for name in icons["icons"]:
+            words.update(name.split("-"))
+        num_sets.update(words)
+    return num_sets
 
 
 def plain_names(icons: Mapping[str, Any]) -> set[str]:
@@ -142,24 +149,25 @@ def plain_names(icons: Mapping[str, Any]) -> set[str]:
     return {" ".join(names.words(icon)) for icon in icons["icons"]}
 
 
-def synonyms(sets: Mapping[str, Any], known: Counter[str]) -> dict[str, set[str]]:
-    """Return other names of a name: aliases that sets list, in both directions."""
-    found: dict[str, set[str]] = defaultdict(set)
+def synonyms(sets: Mapping[str, Any], num_sets: Counter[str]) -> dict[str, set[str]]:
+    """Return the synonyms of names: aliases that sets list, in both directions."""
+    style_marks = STYLES | {"baseline", "outline"}
+    synonyms_by_name: dict[str, set[str]] = defaultdict(set)
     for icons in sets.values():
         names = Names(icons)
         for alias, entry in icons.get("aliases", {}).items():
-            one, other = names.words(alias), names.words(entry["parent"])
-            is_style = STYLES.union(("baseline", "outline")).intersection(one + other)
-            if (
-                set(entry) == {"parent"}
-                and not is_style
-                and one != other
-                and usual(one, known)
-                and usual(other, known)
-            ):
-                found[" ".join(one)].add(" ".join(other))
-                found[" ".join(other)].add(" ".join(one))
-    return found
+            if set(entry) != {"parent"}:  # a rotated or mirrored copy
+                continue
+            words = names.words(alias)
+            parent_words = names.words(entry["parent"])
+            if words == parent_words or style_marks.intersection(words + parent_words):
+                continue
+            if usual(words, num_sets) and usual(parent_words, num_sets):
+                name = " ".join(words)
+                parent = " ".join(parent_words)
+                synonyms_by_name[name].add(parent)
+                synonyms_by_name[parent].add(name)
+    return synonyms_by_name
 
 
 def topic_of(title: str) -> str:
@@ -167,8 +175,10 @@ def topic_of(title: str) -> str:
 
     Returns an empty string for other titles.
     """
-    first = re.findall("[A-Z]?[a-z]+", title)[:1]
-    return first[0].lower() if first and first[0].lower() in TOPICS else ""
+    first_word = re.search("[A-Z]?[a-z]+", title)
+    if first_word is None or first_word[0].lower() not in TOPICS:
+        return ""
+    return first_word[0].lower()
 
 
 @dataclass(frozen=True)
@@ -188,37 +198,37 @@ class Captions:
 
         contents: name and SVG or PNG.
         """
-        names, info, uses, found = Names(icons), icons["info"], Counter[str](), list[Drawing]()
-        titles = icons.get("categories") or {}
-        topics = {
-            " ".join(names.words(icon)): topic_of(title)
-            for title, each in titles.items()
-            for icon in each
-        }
+        names = Names(icons)
+        topics = topics_of(icons, names)
+        uses: Counter[str] = Counter()
+        drawings = []
         for icon, content in contents:
             words = names.words(icon)
-            own = " ".join(words)
-            if usual(words, self.sets) and uses[own] < STYLES_PER_NAME:
-                uses[own] += 1
-                same = tuple(sorted(self.synonyms.get(own, ()), key=checksum)[:MOST_SYNONYMS])
-                captions = partial(
-                    captions_of,
-                    words,
-                    " ".join(words[:-1]) in self.names,
-                    same,
-                    topics.get(own, ""),
-                )
-                found.append(
-                    Drawing(
-                        content,
-                        captions,
-                        own,
-                        icons["prefix"],
-                        info["license"]["spdx"],
-                        info["palette"],
-                    )
-                )
-        return found
+            name = " ".join(words)
+            if not usual(words, self.sets) or uses[name] == STYLES_PER_NAME:
+                continue
+            uses[name] += 1
+            is_thing = " ".join(words[:-1]) in self.names
+            name_synonyms = sorted(self.synonyms.get(name, ()), key=checksum)[:MOST_SYNONYMS]
+            drawing = Drawing(
+                content=content,
+                captions=partial(captions_of, words, is_thing, name_synonyms, topics.get(name, "")),
+                name=name,
+                set=icons["prefix"],
+                license=icons["info"]["license"]["spdx"],
+                is_colored=icons["info"]["palette"],
+            )
+            drawings.append(drawing)
+        return drawings
+
+
+def topics_of(icons: Mapping[str, Any], names: Names) -> dict[str, str]:
+    """Return the topic of each name in a set's categories, an empty string for other titles."""
+    topics = {}
+    for title, icons_of_category in (icons.get("categories") or {}).items():
+        for icon in icons_of_category:
+            topics[" ".join(names.words(icon))] = topic_of(title)
+    return topics
 
 
 def svgs_of(icons: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -238,34 +248,42 @@ def emoji_of(
 
     concepts: by name, for sets without code points.
     """
-    info, chars = icons["info"], icons.get("chars") or {}
-    pairs = ((concept_of(hexcode), icon) for hexcode, icon in chars.items())
-    pairs = (
-        pairs if chars else ((concepts[icon], icon) for icon in icons["icons"] if icon in concepts)
-    )
-    found = {
-        concept: icon for concept, icon in pairs if concept in labels and icon in icons["icons"]
-    }
-    uses = Counter(icons["icons"][icon]["body"] for icon in found.values())
-    drawings = list[Drawing]()
-    for concept, icon in sorted(found.items()):
+    icon_by_concept = {}
+    for concept, icon in concepts_of_icons(icons, concepts):
+        if concept in labels and icon in icons["icons"]:
+            icon_by_concept[concept] = icon
+    uses = Counter(icons["icons"][icon]["body"] for icon in icon_by_concept.values())
+
+    drawings = []
+    for concept, icon in sorted(icon_by_concept.items()):
         label, tags = labels[concept]
         words = re.sub(r"[^\w\s-]", "", label.lower()).split()
         if uses[icons["icons"][icon]["body"]] > 1 or len(words) > MOST_WORDS:
             continue
-        own = " ".join(words)
-        same = (
-            *[tag for tag in tags if re.fullmatch("[a-z -]{3,}", tag)][:MOST_TAGS],
-            f"{own} emoji",
+        emoji_name = " ".join(words)
+        plain_tags = [tag for tag in tags if re.fullmatch("[a-z -]{3,}", tag)]
+        emoji_synonyms = [*plain_tags[:MOST_TAGS], f"{emoji_name} emoji"]
+        drawing = Drawing(
+            content=svg_of(icons, icon, is_square=True),
+            captions=partial(captions_of, words, False, emoji_synonyms, ""),
+            name=emoji_name,
+            set=name,
+            license=icons["info"]["license"]["spdx"],
+            is_colored=icons["info"]["palette"],
+            concept=concept,
         )
-        captions, svg = (
-            partial(captions_of, words, False, same, ""),
-            svg_of(icons, icon, is_square=True),
-        )
-        drawings.append(
-            Drawing(svg, captions, own, name, info["license"]["spdx"], info["palette"], concept)
-        )
+        drawings.append(drawing)
     return drawings
+
+
+def concepts_of_icons(
+    icons: Mapping[str, Any], concepts: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """Return concept and name of a set's icons: by code points, or by `concepts` without them."""
+    chars = icons.get("chars")
+    if chars:
+        return [(concept_of(hexcode), icon) for hexcode, icon in chars.items()]
+    return [(concepts[icon], icon) for icon in icons["icons"] if icon in concepts]
 
 
 def row_of(drawing: Drawing, render: Render, size: int) -> Row | None:
@@ -274,30 +292,27 @@ def row_of(drawing: Drawing, render: Render, size: int) -> Row | None:
     A fifth of the black drawings gets an ink, a tenth is called black.
     """
     chance = int(checksum(drawing.key)[:8], 16) / 2**32
-    is_inked, color = (
-        not drawing.is_colored and chance < 0.2,
-        "black" if 0.2 <= chance < 0.3 else "",
-    )
-    if isinstance(drawing.content, str):
+    png = b""
+    if isinstance(drawing.content, bytes):
+        png = drawing.content
+        image = Image.open(io.BytesIO(png))
+    else:
         image = square(drawing.content, render, size)
         if image is None:
             return None
-    else:
-        image = Image.open(io.BytesIO(drawing.content))
+
+    color = ""
     if drawing.is_colored:
         color = color_of(image)
-    if is_inked:
+    elif chance < 0.2:
         color = list(INKS)[int(chance * 1e6) % len(INKS)]
         image = ImageOps.colorize(image.convert("L"), INKS[color], "white")
-    png = (
-        drawing.content
-        if isinstance(drawing.content, bytes) and not is_inked
-        else to_png(image, COLORS[drawing.is_colored])
-    )
-    captions = drawing.captions(color)
+        png = b""  # rendered with another colour
+    elif chance < 0.3:
+        color = "black"
     return {
-        "image": png,
-        "captions": captions,
+        "image": png or to_png(image, COLORS[drawing.is_colored]),
+        "captions": drawing.captions(color),
         "set": drawing.set,
         "license": drawing.license,
         "concept": drawing.concept,
@@ -306,47 +321,56 @@ def row_of(drawing: Drawing, render: Render, size: int) -> Row | None:
 
 def read_drawings(read: Read, rendered: Iterable[Row]) -> dict[str, list[Drawing]]:
     """Return the drawings of icons for each split. rendered: rows of examples/icons."""
-    infos = read("@iconify/json/collections.json")
-    chosen = [
-        name
-        for name, info in infos.items()
-        if name not in LEFT_OUT
-        and info["license"].get("spdx") in LICENSES
-        and info.get("category") not in CATEGORIES
-    ]
-    sets = {
-        name: read(f"@iconify/json/json/{name}.json") for name in progress(chosen, "reading sets")
-    }
-    known = vocabulary(sets)
-    uses = Counter(name for icons in sets.values() for name in plain_names(icons))
-    names = {name for name, count in uses.items() if count >= LEAST_SETS}
-    about = Captions(
-        known, names, synonyms({name: icons for name, icons in sets.items() if name != VAL}, known)
-    )
+    sets = read_sets(read)
+    captions = captions_from(sets)
     images: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
     for row in rendered:
         images[row["set"]].append((row["caption"].replace(" ", "-"), row["image"]))
+
     splits: dict[str, list[Drawing]] = {"emoji": [], "val": [], "icons": []}
     for name, icons in sets.items():
         if name in NAMES_ONLY:
             continue
-        own = (
-            about.drawings(icons, images[name])
-            if name in images
-            else about.drawings(icons, svgs_of(icons))[:MOST]
-        )
-        splits["val" if name == VAL else "icons"] += own
+        if name in images:
+            drawings = captions.drawings(icons, images[name])
+        else:
+            drawings = captions.drawings(icons, svgs_of(icons))[:MOST]
+        split = "val" if name == VAL else "icons"
+        splits[split] += drawings
     return splits
+
+
+def read_sets(read: Read) -> dict[str, Any]:
+    """Return the content of all sets of icons that may be used, by name."""
+    names = []
+    for name, info in read("@iconify/json/collections.json").items():
+        is_free = info["license"].get("spdx") in LICENSES
+        if is_free and name not in LEFT_OUT and info.get("category") not in CATEGORIES:
+            names.append(name)
+    return {
+        name: read(f"@iconify/json/json/{name}.json") for name in progress(names, "reading sets")
+    }
+
+
+def captions_from(sets: Mapping[str, Any]) -> Captions:
+    """Return what is known of the names of all sets."""
+    uses: Counter[str] = Counter()
+    for icons in sets.values():
+        uses.update(plain_names(icons))
+    usual_names = {name for name, count in uses.items() if count >= LEAST_SETS}
+    num_sets = vocabulary(sets)
+    training_sets = {name: icons for name, icons in sets.items() if name != VAL}
+    return Captions(num_sets, usual_names, synonyms(training_sets, num_sets))
 
 
 def read_emoji(packages: Path) -> Iterator[Drawing]:
     """Yield the drawings of all emoji."""
-    labels, concepts = emoji_names(packages, PACKAGES), dict[str, str]()
+    labels = emoji_names(packages, PACKAGES)
+    concepts: dict[str, str] = {}
     for name in EMOJI:
         icons = read_json(packages / "@iconify" / "json" / "json" / f"{name}.json", PACKAGES)
-        concepts |= {
-            icon: concept_of(hexcode) for hexcode, icon in (icons.get("chars") or {}).items()
-        }
+        for hexcode, icon in (icons.get("chars") or {}).items():
+            concepts[icon] = concept_of(hexcode)
         yield from emoji_of(name, icons, labels, concepts)
 
 
@@ -367,16 +391,20 @@ def build(
         lambda path: read_json(packages / path, PACKAGES), read_rendered(rendered)
     )
     for drawing in read_emoji(packages):
-        if (split := split_of(drawing.concept)) != "test_concepts":
-            splits["emoji" if split == "train" else split].append(drawing)
+        split = split_of(drawing.concept)
+        if split == "train":
+            splits["emoji"].append(drawing)
+        elif split == "val":
+            splits["val"].append(drawing)
     counts: Counter[tuple[str, str, str]] = Counter()
     out.mkdir(parents=True, exist_ok=True)
     for split, drawings in splits.items():
         drawings.sort(key=lambda drawing: checksum(drawing.key))  # mixes the sets
         rows = each(partial(row_of, render=render, size=size), drawings)
-        kept = [row for row in progress(rows, f"rendering {split}", total=len(drawings)) if row]
-        write_parquet(kept, out / f"{split}.parquet")
-        counts.update((split, row["set"], row["license"]) for row in kept)
+        rows = progress(rows, f"rendering {split}", total=len(drawings))
+        visible_rows = [row for row in rows if row is not None]
+        write_parquet(visible_rows, out / f"{split}.parquet")
+        counts.update((split, row["set"], row["license"]) for row in visible_rows)
     return counts
 
 
@@ -391,16 +419,16 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    def make(packages, render, each):
+    def build_drawings(packages: Path, render: Render, each: Any) -> Counter[tuple[str, str, str]]:
         return build(packages, args.icons, args.out, render, args.size, each)
 
-    counts = in_processes(args, PACKAGES, make)
+    counts = in_processes(args, PACKAGES, build_drawings)
+    num_drawings: Counter[str] = Counter()
     for (split, name, spdx), count in sorted(counts.items()):
         print_line(f"{split}  {name}  {spdx}  {count:,}")
+        num_drawings[split] += count
     for split in ("icons", "emoji", "val"):
-        print_line(
-            f"{args.out / split}.parquet: {sum(n for key, n in counts.items() if key[0] == split):,} drawings"
-        )
+        print_line(f"{args.out / split}.parquet: {num_drawings[split]:,} drawings")
 
 
 if __name__ == "__main__":

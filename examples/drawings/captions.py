@@ -23,8 +23,8 @@ def words_of(text: str) -> frozenset[str]:
 
 # style marks if many names of a set end with them; some are things elsewhere: ceiling light
 STYLES: Final = words_of(
-    "alerted badged bold broken color colored duo expressive fill flat light line linear o regular round rounded sharp solid"
-    " stroke thin tone two"
+    "alerted badged bold broken color colored duo expressive fill flat light line linear o regular"
+    " round rounded sharp solid stroke thin tone two"
 )
 ALWAYS: Final = words_of(
     "outline outlined filled duotone twotone alt alternate variant remix cust rtl ltr px f"
@@ -43,9 +43,9 @@ SIGNS: Final[Mapping[str, tuple[str, ...]]] = {  # a name's last word → phrase
 }
 NO_NOUNS: Final = (SIGNS.keys() - THINGS) | words_of("down in left off on out right up")
 TOPICS: Final = words_of(
-    "animal animals building buildings business clothes clothing drink education family food fruit furniture games hands health"
-    " holidays home kitchen medical money music nature people plants science shopping sport sports tools toys traffic transport"
-    " travel vehicles weather"
+    "animal animals building buildings business clothes clothing drink education family food fruit"
+    " furniture games hands health holidays home kitchen medical money music nature people plants"
+    " science shopping sport sports tools toys traffic transport travel vehicles weather"
 )
 INKS: Final = {  # colours of black drawings that are coloured
     "red": "#e03131",
@@ -59,7 +59,7 @@ INKS: Final = {  # colours of black drawings that are coloured
     "light blue": "#5bb8f5",
     "gray": "#868e96",
 }
-HUES: Final = (
+HUES: Final = (  # upper end in degrees, name
     (15, "red"),
     (43, "orange"),
     (68, "yellow"),
@@ -67,6 +67,8 @@ HUES: Final = (
     (195, "light blue"),
     (258, "blue"),
     (292, "purple"),
+    (342, "pink"),
+    (360, "red"),
 )
 LEAST_COLOR: Final = 0.55  # of a drawing's pixels that are not white
 
@@ -76,47 +78,52 @@ class Names:
 
     def __init__(self, icons: Mapping[str, Any]):
         names = [name.split("-") for name in icons["icons"]]
-        ends = Counter(name[-1] for name in names) + Counter(name[0] for name in names)
-        declared = {
-            word
-            for key in ("suffixes", "prefixes")
-            for style in icons.get(key) or ()
-            for word in style.split("-")
-        }
-        self.styles = {
-            word for word in STYLES if word in declared or ends[word] >= LEAST_SHARE * len(names)
-        } | ALWAYS
+        uses_at_ends = Counter(name[-1] for name in names)
+        uses_at_ends.update(name[0] for name in names)
+        self.styles = set(ALWAYS)
+        for key in ("suffixes", "prefixes"):
+            for style in icons.get(key) or ():
+                self.styles |= STYLES.intersection(style.split("-"))
+        for word in STYLES:
+            if uses_at_ends[word] >= LEAST_SHARE * len(names):
+                self.styles.add(word)
 
     def words(self, name: str) -> list[str]:
         """Return the words of a name without its numbers and style marks.
 
         Style marks are removed only at the ends. A name that consists of them keeps them.
         """
-        words = [
-            word
-            for word in re.sub(r"(?<=[a-z])\d+$", "", name).split("-")
-            if word and not re.fullmatch(r"\d+\w?", word)
-        ]
-        kept = list(words)
-        while kept and kept[-1] in self.styles:
-            kept.pop()
-        while kept and kept[0] in self.styles:
-            kept.pop(0)
-        return kept or words
+        name = re.sub(r"(?<=[a-z])\d+$", "", name)
+        words = [word for word in name.split("-") if word and not re.fullmatch(r"\d+\w?", word)]
+        start = 0
+        end = len(words)
+        while end > 0 and words[end - 1] in self.styles:
+            end -= 1
+        while start < end and words[start] in self.styles:
+            start += 1
+        if start == end:
+            return words
+        return words[start:end]
 
 
 def color_of(image: Image.Image) -> str:
     """Return the name of a drawing's main colour, nothing if it has none."""
     counts: Any = image.convert("RGB").quantize(16).convert("RGB").getcolors()
-    named: Counter[str] = Counter()
+    num_pixels: Counter[str] = Counter()
     for count, (red, green, blue) in counts:
-        named[_name(*colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255))] += count
-    del named[""]
-    color, count = named.most_common(1)[0] if named else ("", 0)
-    return color if count >= LEAST_COLOR * named.total() else ""
+        name = _color_name(*colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255))
+        num_pixels[name] += count
+    del num_pixels[""]
+    if not num_pixels:
+        return ""
+    color, count = num_pixels.most_common(1)[0]
+    if count < LEAST_COLOR * num_pixels.total():
+        return ""
+    return color
 
 
-def _name(hue: float, saturation: float, value: float) -> str:
+def _color_name(hue: float, saturation: float, value: float) -> str:
+    """Return the name of a colour, nothing for white and near-white. All values are 0 to 1."""
     if value > 0.93 and saturation < 0.08:
         return ""  # white, or the background
     if value < 0.2:
@@ -124,26 +131,29 @@ def _name(hue: float, saturation: float, value: float) -> str:
     if saturation < 0.18:
         return "gray" if value < 0.85 else ""
     degrees = hue * 360
-    color = next(
-        (name for most, name in HUES if degrees < most), "pink" if degrees < 342 else "red"
-    )
+    color = next(name for end, name in HUES if degrees < end)
     if color in ("orange", "red") and value < 0.65 and degrees < 60:
         return "brown" if degrees > 8 else "red"
     if color == "red" and saturation < 0.55 and value > 0.8:
         return "pink"
-    return "light blue" if color == "blue" and saturation < 0.5 and value > 0.8 else color
+    if color == "blue" and saturation < 0.5 and value > 0.8:
+        return "light blue"
+    return color
 
 
 def plural(words: str) -> str:
     """Return the regular plural of a noun."""
     if words.endswith(("s", "x", "ch", "sh")):
         return words + "es"
-    return words[:-1] + "ies" if re.search("[^aeiou]y$", words) else words + "s"
+    if re.search("[^aeiou]y$", words):
+        return words[:-1] + "ies"
+    return words + "s"
 
 
 def article(words: str) -> str:
     """Return words after a or an."""
-    return f"{'an' if re.match('[aeio]|u(?!n[ist]|s[be]|ti|r[il])', words) else 'a'} {words}"
+    starts_with_vowel = re.match("[aeio]|u(?!n[ist]|s[be]|ti|r[il])", words)
+    return f"an {words}" if starts_with_vowel else f"a {words}"
 
 
 def phrases(words: list[str], *, is_thing: bool) -> list[str]:
@@ -154,7 +164,7 @@ def phrases(words: list[str], *, is_thing: bool) -> list[str]:
 
     is_thing: whether it names a thing without its last word.
     """
-    name, rest = " ".join(words), " ".join(words[:-1])
+    name = " ".join(words)
     forms = [name, f"{name} icon"]
     if words[-1] not in NO_NOUNS:
         forms.append(article(name))
@@ -163,7 +173,8 @@ def phrases(words: list[str], *, is_thing: bool) -> list[str]:
     if len(words) == 2:
         forms.append(" ".join(reversed(words)))
     if is_thing:
-        forms += [form.format(rest) for form in SIGNS.get(words[-1], ())]
+        thing = " ".join(words[:-1])
+        forms += [form.format(thing) for form in SIGNS.get(words[-1], ())]
     return forms
 
 
@@ -177,9 +188,9 @@ def captions_of(
     topic, color: nothing if there is none.
     """
     name = " ".join(words)
-    found = [name, *phrases(words, is_thing=is_thing), *synonyms]
-    if color and not INKS.keys() & {*words}:
-        found += [f"{color} {name}", article(f"{color} {name}")]
+    captions = [name, *phrases(words, is_thing=is_thing), *synonyms]
+    if color and INKS.keys().isdisjoint(words):
+        captions += [f"{color} {name}", article(f"{color} {name}")]
     if topic and topic not in name:
-        found += [f"{name} {topic}"]
-    return found
+        captions.append(f"{name} {topic}")
+    return captions

@@ -26,23 +26,33 @@ PHRASES = Path(__file__).with_name("phrases.tsv")
 COLORED = "streamline-flex-color"
 
 
-def places(eve: Eve, sources: list[str], phrases: list[dict[str, str]], out: Path) -> list[int]:
-    """Return the place of each phrase's first right drawing among 10, 0 if none."""
-    index, found = eve.index(sources, out), []
+def ranks_of(eve: Eve, sources: list[str], phrases: list[dict[str, str]], out: Path) -> list[int]:
+    """Return the rank of each phrase's first right drawing among 10, 0 if none."""
+    index = eve.index(sources, out)
+    ranks = []
     for phrase in phrases:
-        accepted = set(phrase["accepted"].split("; "))
+        accepted_captions = set(phrase["accepted"].split("; "))
         hits = index.search(phrase["phrase"], top=10, by="vectors")
-        found.append(
-            next(
-                (place for place, hit in enumerate(hits, 1) if accepted.intersection(hit.captions)),
-                0,
-            )
-        )
-    return found
+        rank_of_right = 0
+        for rank, hit in enumerate(hits, 1):
+            if accepted_captions.intersection(hit.captions):
+                rank_of_right = rank
+                break
+        ranks.append(rank_of_right)
+    return ranks
+
+
+def print_ranks(gallery: str, phrases: list[dict[str, str]], ranks: list[int]) -> None:
+    """Print the rank of each phrase of a gallery and the counts."""
+    for phrase, rank in zip(phrases, ranks, strict=True):
+        print_line(f"{rank or '-':>3}  {gallery}  {phrase['phrase']}")
+    num_right = sum(rank > 0 for rank in ranks)
+    counts = f"{num_right} among the first 10, {ranks.count(1)} first"
+    print_line(f"{gallery}: {len(phrases)} phrases, {counts}")
 
 
 def main() -> None:
-    """Print the place of each phrase and the counts."""
+    """Search for the phrases in both galleries."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +67,8 @@ def main() -> None:
     with PHRASES.open(encoding="utf-8", newline="") as file:
         phrases = list(csv.DictReader(file, delimiter="\t"))
     try:
-        parquet, eve = pyarrow_parquet(), Eve.load(args.run)
+        parquet = pyarrow_parquet()
+        eve = Eve.load(args.run)
         with tempfile.TemporaryDirectory() as folder:
             colored = Path(folder) / "colored.parquet"
             table = parquet.read_table(
@@ -68,13 +79,11 @@ def main() -> None:
                 "lucide": [str(unpack_icons(Path(folder) / "icons"))],
                 "color": [str(colored), str(args.emoji / "test_concepts.jsonl")],
             }
-            for gallery, each in sources.items():
-                own = [phrase for phrase in phrases if phrase["gallery"] == gallery]
-                found = places(eve, each, own, Path(folder) / f"{gallery}.index")
-                for phrase, place in zip(own, found, strict=True):
-                    print_line(f"{place or '-':>3}  {gallery}  {phrase['phrase']}")
-                counts = f"{sum(map(bool, found))} among the first 10, {found.count(1)} first"
-                print_line(f"{gallery}: {len(own)} phrases, {counts}")
+            for gallery, gallery_sources in sources.items():
+                gallery_phrases = [row for row in phrases if row["gallery"] == gallery]
+                index = Path(folder) / f"{gallery}.index"
+                ranks = ranks_of(eve, gallery_sources, gallery_phrases, index)
+                print_ranks(gallery, gallery_phrases, ranks)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -44,19 +44,16 @@ def ship_run(run: Path, out: Path) -> None:
 
 def ship_icons(table: Path, out: Path) -> None:
     """Write the icons of one set as a zip file. Raises UserError."""
-    rows = pyarrow_parquet().read_table(table).to_pylist()
-    files, pairs = {"LICENSE": (out.parent / f"{SET}.LICENSE").read_bytes()}, []
-    for row in sorted(
-        (row for row in rows if row.pop("set") == SET), key=lambda row: row["caption"]
-    ):
+    all_rows = pyarrow_parquet().read_table(table).to_pylist()
+    rows = [row for row in all_rows if row["set"] == SET]
+    rows.sort(key=lambda row: row["caption"])
+    files = {"LICENSE": (out.parent / f"{SET}.LICENSE").read_bytes()}
+    pairs = []
+    for row in rows:
         name = row["caption"].replace(" ", "-") + ".png"
         files[name] = row["image"]
-        pairs.append(
-            json.dumps(
-                {"image": name, "caption": row["caption"], "set": SET, "license": row["license"]}
-            )
-            + "\n"
-        )
+        pair = {"image": name, "caption": row["caption"], "set": SET, "license": row["license"]}
+        pairs.append(json.dumps(pair) + "\n")
     files[PAIRS] = "".join(pairs).encode()
     with (
         atomic_file(out) as temporary,

@@ -44,11 +44,12 @@ def captions_by_concept(packages: Path) -> dict[str, list[str]]:
 
     Captions are the label, and the label with its tags.
     """
-    names = emoji_names(packages, PACKAGES).items()
-    return {
-        concept: [label, f"{label}: {', '.join(tags)}"] if tags else [label]
-        for concept, (label, tags) in names
-    }
+    captions = {}
+    for concept, (label, tags) in emoji_names(packages, PACKAGES).items():
+        captions[concept] = [label]
+        if tags:
+            captions[concept].append(f"{label}: {', '.join(tags)}")
+    return captions
 
 
 def drawings(packages: Path, vendor: str) -> dict[str, str]:
@@ -56,11 +57,11 @@ def drawings(packages: Path, vendor: str) -> dict[str, str]:
     folder = packages / "@iconify-json" / vendor
     icons = read_json(folder / "icons.json", PACKAGES)
     names = read_json(folder / "chars.json", PACKAGES)
-    return {
-        concept_of(hexcode): svg_of(icons, name, is_square=True)
-        for hexcode, name in names.items()
-        if name in icons["icons"]  # others are rotated or mirrored copies
-    }
+    svgs = {}
+    for hexcode, name in names.items():
+        if name in icons["icons"]:  # others are rotated or mirrored copies
+            svgs[concept_of(hexcode)] = svg_of(icons, name, is_square=True)
+    return svgs
 
 
 def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter[tuple[str, str]]:
@@ -70,16 +71,11 @@ def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter
     counts: Counter[tuple[str, str]] = Counter()
     for vendor in VENDORS:
         (out / "images" / vendor).mkdir(parents=True, exist_ok=True)
-        spdx = read_json(packages / "@iconify-json" / vendor / "info.json", PACKAGES)["license"][
-            "spdx"
-        ]
-        svgs = {
-            concept: svg
-            for concept, svg in drawings(packages, vendor).items()
-            if concept in captions
-        }
-        uses = Counter(svgs.values())
-        for concept in sorted(svgs):
+        info = read_json(packages / "@iconify-json" / vendor / "info.json", PACKAGES)
+        svgs = drawings(packages, vendor)
+        concepts = sorted(svgs.keys() & captions.keys())
+        uses = Counter(svgs[concept] for concept in concepts)
+        for concept in concepts:
             if uses[svgs[concept]] > 1:  # one drawing for several emoji has contradicting captions
                 continue
             image = f"images/{vendor}/{concept.lower()}.png"
@@ -89,10 +85,11 @@ def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter
                 "captions": captions[concept],
                 "vendor": vendor,
                 "concept": concept,
-                "license": spdx,
+                "license": info["license"]["spdx"],
             }
-            lines[split_of(concept)].append(json.dumps(row, ensure_ascii=False) + "\n")
-            counts[split_of(concept), vendor] += 1
+            split = split_of(concept)
+            lines[split].append(json.dumps(row, ensure_ascii=False) + "\n")
+            counts[split, vendor] += 1
     for split in SPLITS:
         write_file(out / f"{split}.jsonl", "".join(lines[split]))
     return counts
@@ -107,9 +104,8 @@ def main() -> None:
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     for split in SPLITS:
-        print_line(
-            f"{args.out / split}.jsonl: {', '.join(f'{counts[split, vendor]} {vendor}' for vendor in VENDORS)}"
-        )
+        counts_of_vendors = [f"{counts[split, vendor]} {vendor}" for vendor in VENDORS]
+        print_line(f"{args.out / split}.jsonl: {', '.join(counts_of_vendors)}")
 
 
 if __name__ == "__main__":

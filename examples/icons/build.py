@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -35,11 +34,13 @@ from iconify import (
 
 PACKAGES: Final = ("@iconify/json@2.2.535",)  # a fixed version builds the same set everywhere
 TRAIN: Final = """
-    basil bi boxicons clarity covid f7 fa7-solid flat-color-icons fluent fluent-color fluent-mdl2 game-icons gis glyphs
-    griddy-icons healthicons heroicons hugeicons icon-park icon-park-outline iconamoon iconoir ix keyline-icons line-md
-    majesticons maki map mdi medical-icon meteocons mingcute mynaui octicon pepicons-pop pinhead proicons reicon ri si solar
-    streamline streamline-flex streamline-freehand-color streamline-kameleon-color streamline-plump-color streamline-sharp
-    streamline-sharp-color streamline-ultimate streamline-ultimate-color tabler tdesign teenyicons temaki uil uim uis whh wi
+    basil bi boxicons clarity covid f7 fa7-solid flat-color-icons fluent fluent-color fluent-mdl2
+    game-icons gis glyphs griddy-icons healthicons heroicons hugeicons icon-park icon-park-outline
+    iconamoon iconoir ix keyline-icons line-md majesticons maki map mdi medical-icon meteocons
+    mingcute mynaui octicon pepicons-pop pinhead proicons reicon ri si solar streamline
+    streamline-flex streamline-freehand-color streamline-kameleon-color streamline-plump-color
+    streamline-sharp streamline-sharp-color streamline-ultimate streamline-ultimate-color tabler
+    tdesign teenyicons temaki uil uim uis whh wi
 """
 SPLITS: Final = {  # sets of each split; small ones first, so errors appear early
     "val": "lets-icons",
@@ -63,7 +64,9 @@ def caption_of(name: str) -> str:
     """
     words = [word for word in name.split("-") if word != "remix" and not word.isdigit()]
     caption = " ".join(words)
-    return caption if len(words) <= MOST_WORDS and re.search("[a-z]{3}", caption) else ""
+    if len(words) > MOST_WORDS or not re.search("[a-z]{3}", caption):
+        return ""
+    return caption
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,13 @@ class IconSet:
         icons = read_json(packages / "@iconify" / "json" / "json" / f"{name}.json", PACKAGES)
         drawings: dict[str, str] = {}
         for icon in sorted(icons["icons"], key=checksum):
-            is_shown = not icons["icons"][icon].get(
-                "hidden"
-            )  # hidden icons no longer belong to the set
-            if (
-                is_shown
-                and (name not in ONLY or ONLY[name].search(icon))
-                and (caption := caption_of(icon))
-            ):
-                drawings.setdefault(caption, svg_of(icons, icon, is_square=False))
+            if icons["icons"][icon].get("hidden"):  # no longer in the set
+                continue
+            if name in ONLY and not ONLY[name].search(icon):
+                continue
+            caption = caption_of(icon)
+            if caption and caption not in drawings:
+                drawings[caption] = svg_of(icons, icon, is_square=False)
         info = icons["info"]
         return cls(name, info["license"]["spdx"], COLORS[info["palette"]], drawings)
 
@@ -101,13 +102,17 @@ class IconSet:
 
     def rows(self, draw: Callable[..., bytes | None], each: Each) -> Iterator[Row]:
         """Render the first MOST drawings that are not empty."""
-        drawings, count = iter(self.drawings.items()), 0
-        while batch := dict(islice(drawings, MOST - count)):
-            for caption, image in zip(
-                batch, each(partial(draw, colors=self.colors), batch.values()), strict=True
-            ):
+        captions = list(self.drawings)
+        draw_in_colors = partial(draw, colors=self.colors)
+        num_rows = 0
+        while captions and num_rows < MOST:
+            num_missing = MOST - num_rows
+            batch = captions[:num_missing]
+            captions = captions[num_missing:]
+            images = each(draw_in_colors, [self.drawings[caption] for caption in batch])
+            for caption, image in zip(batch, images, strict=True):
                 if image:
-                    count += 1
+                    num_rows += 1
                     yield {
                         "image": image,
                         "caption": caption,
@@ -119,7 +124,9 @@ class IconSet:
 def draw_png(svg: str, colors: int, render: Render, size: int) -> bytes | None:
     """Return a drawing as square PNG, None if it is empty."""
     image = square(svg, render, size)
-    return image and to_png(image, colors)
+    if image is None:
+        return None
+    return to_png(image, colors)
 
 
 def build(
@@ -146,12 +153,19 @@ def main() -> None:
         "--processes", type=positive, default=2, help="processes that render (default: %(default)s)"
     )
     args = parser.parse_args()
-    make = lambda packages, render, each: build(packages, args.out, render, args.size, each)  # noqa: E731
-    counts = in_processes(args, PACKAGES, make)
+
+    def build_icons(packages: Path, render: Render, each: Each) -> Counter[tuple[str, str]]:
+        return build(packages, args.out, render, args.size, each)
+
+    counts = in_processes(args, PACKAGES, build_icons)
     for split in SPLITS:
-        of_split = {spdx: count for (of, spdx), count in sorted(counts.items()) if of == split}
-        licenses = ", ".join(f"{count:,} {spdx}" for spdx, count in of_split.items())
-        print_line(f"{args.out / split}.parquet: {sum(of_split.values()):,} icons ({licenses})")
+        num_icons = 0
+        licenses = []
+        for (icon_split, spdx), count in sorted(counts.items()):
+            if icon_split == split:
+                num_icons += count
+                licenses.append(f"{count:,} {spdx}")
+        print_line(f"{args.out / split}.parquet: {num_icons:,} icons ({', '.join(licenses)})")
 
 
 if __name__ == "__main__":

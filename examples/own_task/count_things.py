@@ -30,11 +30,9 @@ from eve_vl.train.step import StepOutput
 class CountConfig(TaskConfig):
     """Config section: the number of labels of an image, as a regression."""
 
-    name, title, inputs = (
-        "count",
-        "counting",
-        "image",
-    )  # `inputs`: the part of a row that LabeledRows reads
+    name = "count"
+    title = "counting"
+    inputs = "image"  # the part of a row that LabeledRows reads
     beta: float = 1.0
     """Smooth L1: errors below beta are squared, larger ones linear."""
 
@@ -60,13 +58,16 @@ class CountPredictor(Predictor):
     @torch.no_grad()
     def count(self, asked: CountRequest) -> float:
         """Return the number of different things in an image."""
-        return self.task.counts(self.inputs.images([user_image(asked.image)]))[0].item()
+        images = self.inputs.images([user_image(asked.image)])
+        counts, _ = self.task.counts(images)
+        return counts.item()
 
 
 class Count(Task[CountConfig]):
     """Regression on the mean of the patches' states."""
 
-    section, dataset = CountConfig, LabeledRows
+    section = CountConfig
+    dataset = LabeledRows
 
     def build(self) -> None:
         """Build the head."""
@@ -78,23 +79,25 @@ class Count(Task[CountConfig]):
 
     def counts(self, images_BCHW: Tensor) -> tuple[Tensor, Routers]:
         """Return the counts, float32 (B,), and the router states."""
-        encoded = self.encoder.encode(self.encoder.image(normalize(images_BCHW)), None)
-        return self.count_head(encoded.x_BND[:, 1:].mean(1).float())[:, 0].float(), encoded.routers
+        images = self.encoder.image(normalize(images_BCHW))
+        encoded = self.encoder.encode(images, None)
+        mean_of_patches_BD = encoded.x_BND[:, 1:].mean(1)
+        counts_B = self.count_head(mean_of_patches_BD.float())[:, 0].float()
+        return counts_B, encoded.routers
 
     def forward(self, batch: LabeledImages) -> StepOutput:
         """Return the loss."""
-        found_B, routers = self.counts(batch.images_BCHW)
-        true_B = found_B.new_tensor([len(labels) for labels in batch.labels])
-        return self.output(
-            {"count": torch.nn.functional.smooth_l1_loss(found_B, true_B, beta=self.settings.beta)},
-            routers,
-        )
+        counts_B, routers = self.counts(batch.images_BCHW)
+        true_B = counts_B.new_tensor([len(labels) for labels in batch.labels])
+        loss = torch.nn.functional.smooth_l1_loss(counts_B, true_B, beta=self.settings.beta)
+        return self.output({"count": loss}, routers)
 
 
 class CountEvaluator(Evaluator[Count]):
     """Metrics of the task and the baseline that they must beat."""
 
-    section, main_metric = CountConfig, "count_acc"
+    section = CountConfig
+    main_metric = "count_acc"
     baselines = (
         Baseline(
             "count_acc", "images", "count_acc_majority", "always saying the most frequent count"
@@ -104,21 +107,25 @@ class CountEvaluator(Evaluator[Count]):
     @torch.no_grad()
     def predict_all(self, loader: Iterable[Any]) -> Sequence[Any]:
         """Return (row, count, true count) of all processes."""
-        parts = (
-            (b.where, self.task.counts(b.images_BCHW)[0].tolist(), map(len, b.labels))
-            for b in loader
-        )
-        own = [row for part in parts for row in zip(*part, strict=True)]
-        return sorted(row for found in gather_objects(own) for row in found)
+        predictions = []
+        for batch in loader:
+            counts_B, _ = self.task.counts(batch.images_BCHW)
+            true_counts = [len(labels) for labels in batch.labels]
+            predictions += zip(batch.where, counts_B.tolist(), true_counts, strict=True)
+        predictions_of_all = []
+        for predictions_of_process in gather_objects(predictions):
+            predictions_of_all += predictions_of_process
+        return sorted(predictions_of_all)
 
     def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
         """Return the accuracy, that of the most frequent count, and the mean error."""
-        majority = Counter(true for *_, true in predictions).most_common(1)[0][1]
-        errors = [abs(found - true) for _, found, true in predictions]
-        right = share(sum(error < 0.5 for error in errors), len(predictions))
+        num_rows = len(predictions)
+        uses_of_counts = Counter(true for _, _, true in predictions)
+        [(_, num_majority)] = uses_of_counts.most_common(1)
+        errors = [abs(count - true) for _, count, true in predictions]
         return {
-            "count_acc": right,
-            "count_acc_majority": majority / len(predictions),
+            "count_acc": share(sum(error < 0.5 for error in errors), num_rows),
+            "count_acc_majority": num_majority / num_rows,
             "count_error": mean(errors),
         }
 
@@ -138,17 +145,14 @@ def count(init: Config) -> Config:
         val_every=100,
     )
     data = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
-    own = {
-        "input": init.input,
-        "model": init.model,
-        "tokenizer": TokenizerConfig(vocab_size=init.tokenizer.vocab_size),
-    }
     return Config(
         recipe="",
         out=Path("runs/count"),
         init=init.out,
+        input=init.input,
+        model=init.model,
         task=CountConfig(),
         data=data,
+        tokenizer=TokenizerConfig(vocab_size=init.tokenizer.vocab_size),
         train=train,
-        **own,
     )

@@ -24,8 +24,10 @@ NAMES = ("scenes", "scenes_vqa", "scenes_nlvr2")
 
 def shipped(name: str, config: Config) -> Config:
     """Return the config of a run with names that hold on any machine."""
-    init = None if config.init is None else Path("builtin:scenes")
-    return dataclasses.replace(config, out=Path("runs") / name, init=init)
+    config = dataclasses.replace(config, out=Path("runs") / name)
+    if config.init is None:
+        return config
+    return dataclasses.replace(config, init=Path("builtin:scenes"))
 
 
 def main() -> None:
