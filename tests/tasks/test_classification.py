@@ -276,15 +276,6 @@ def test_classify_refuses_inputs_that_the_run_does_not_read():
         Eve(tiny_run("vqa")).classify(IMAGE)
 
 
-def test_a_run_that_reads_both_explains_a_label():
-    eve = tiny_eve("both")
-    heatmap = eve.explain(IMAGE, TEXT, answer="red")
-    assert heatmap.score == 'the label "red"'
-    assert heatmap.heat[0].shape == (16, 16)
-    with pytest.raises(UserError, match="no label 'rad'; did you mean 'red'"):
-        eve.explain(IMAGE, TEXT, answer="rad")
-
-
 def test_a_run_that_reads_images_explains_a_label_without_text():
     eve = tiny_eve("image")
     heatmap = eve.explain(IMAGE, answer="red")

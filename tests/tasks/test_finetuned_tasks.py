@@ -8,11 +8,9 @@ import torch
 
 from eve_vl.evaluation.evaluate import with_settings
 from eve_vl.tasks.evaluator import evaluator_of
-from eve_vl.tasks.nlvr2.task import NLVR2
 from eve_vl.train.optimizer import build_optimizer
 from helpers.tiny_tasks import (
     SECTIONS,
-    SIZES,
     build,
     config_of,
     eval_set,
@@ -127,11 +125,6 @@ def test_other_rows_of_a_batch_do_not_matter(name):
         torch.testing.assert_close(together, alone[order], rtol=1e-4, atol=1e-4)
 
 
-def test_a_task_refuses_the_section_of_another():
-    with pytest.raises(AssertionError):
-        NLVR2(config_of("vqa"), SIZES)
-
-
 def test_a_task_with_other_settings_shares_the_weights():
     task = build(config_of("retrieval"))
     twin = with_settings(task, replace(task.settings, rerank=2))
@@ -139,10 +132,3 @@ def test_a_task_with_other_settings_shares_the_weights():
     assert twin.settings.rerank == 2
     for name, parameter in task.named_parameters():
         assert twin.get_parameter(name) is parameter
-
-
-def test_labels_of_another_task_drop_no_weights():
-    """NLVR2 has no list of labels."""
-    task = build(config_of("nlvr2"))
-    tensors = task.state_dict()
-    assert task.init_weights_from(tensors, ("yes", "no")).keys() == tensors.keys()
