@@ -88,7 +88,8 @@ def main() -> None:
         survivors = [name for name in sorted(sample) if mutants[name].code not in NOTICED]
         share = 1 - len(survivors) / len(sample)
         print(
-            f"{meta.with_suffix('').relative_to(FOLDER)}: {share:.3f} of {len(sample)} noticed, of {len(mutants)} mutants"
+            f"{meta.with_suffix('').relative_to(FOLDER)}: {share:.3f} of {len(sample)} noticed, "
+            f"of {len(mutants)} mutants"
         )
         for name in survivors:
             print(f"  {name}\n{mutants[name].change}")

@@ -356,7 +356,8 @@ def test_calls(name):
         with pytest.raises(UserError) as error:
             getattr(eve, call)(*ARGUMENTS[call])
         assert str(error.value) == (
-            f"{call}: tiny is a run of task {eve.run.config.task.name}, which allows {', '.join(eve.calls)}; "
+            f"{call}: tiny is a run of task {eve.run.config.task.name}, which allows "
+            f"{', '.join(eve.calls)}; "
             f"to get one that allows {call}: {how_to_get(name, call)}"
         )
 

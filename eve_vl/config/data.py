@@ -103,7 +103,8 @@ class DataConfig(Values):
         if HELD_OUT in self.val and len(self.val) > 1:
             problems.append(f"val is {HELD_OUT} and something else; give one of the two")
         problems += self._problems_of_generated_sources()
-        num_weights, num_sources = len(self.train_weights), len(self.train)
+        num_weights = len(self.train_weights)
+        num_sources = len(self.train)
         if num_weights not in (0, num_sources):
             problems.append(
                 f"train_weights has {num_weights} values for {num_sources} train sources"

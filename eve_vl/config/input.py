@@ -40,7 +40,8 @@ class InputConfig(Values):
 
     def problems(self) -> list[str]:
         """Return the problems of sizes that do not go together, one sentence each."""
-        size, patch = self.image_size, self.patch_size
+        size = self.image_size
+        patch = self.patch_size
         problems = []
         if size < patch:
             problems.append(f"image_size {size} is smaller than patch_size {patch}")

@@ -47,7 +47,8 @@ def config_from_dict(values: dict[str, Any], where: str) -> Config:
         made_with = ", ".join(f"{name} ({version})" for name, version in code)
         raise UserError(
             f"{where}: the {error.kind} needs {made_with}, which is not loaded: install the "
-            "package; a file runs only if you name it, with --code FILE.py or in the variable EVE_CODE"
+            "package; a file runs only if you name it, with --code FILE.py or in the variable "
+            "EVE_CODE"
         ) from None
 
 
@@ -179,9 +180,9 @@ def _read_section(section: type, value: dict[str, Any], where: str, key: str) ->
         return from_dict(section, value, where, f"{key}.")
     name = value.get("name")
     fields = {field_name: item for field_name, item in value.items() if field_name != "name"}
-    what = section.__name__.removesuffix("Config").lower()
-    kind = find_kind(section, f"{what}s", name) if isinstance(name, str) else None
+    noun = section.__name__.removesuffix("Config").lower()  # model, task
+    kind = find_kind(section, f"{noun}s", name) if isinstance(name, str) else None
     if kind is None:
-        known = nearest(str(name), all_kinds(section, f"{what}s"))
-        raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {known}")
+        advice = nearest(str(name), all_kinds(section, f"{noun}s"))
+        raise UnknownKindError(where, f"{noun} {name!r}", f"no {noun} {advice}")
     return from_dict(kind, fields, where, f"{key}.")

@@ -93,7 +93,7 @@ def package_of(entry: metadata.EntryPoint) -> str:
 def origins(*codes: Any) -> dict[str, str]:
     """Return where external classes and functions come from: packages with versions, files with
     checksums."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for code in codes:
         module = sys.modules[code.__module__]
         top_level_name = module.__name__.partition(".")[0]
@@ -102,7 +102,7 @@ def origins(*codes: Any) -> dict[str, str]:
             continue
         packages = metadata.packages_distributions().get(top_level_name)
         if packages:
-            found[packages[0]] = metadata.version(packages[0])
+            versions[packages[0]] = metadata.version(packages[0])
         else:
-            found[file] = f"sha256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"
-    return found
+            versions[file] = f"sha256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"
+    return versions

@@ -70,7 +70,8 @@ class Values(Frozen):
         problems = []
         for name, hint in _field_types(type(self)).items():
             value = getattr(self, name, None)
-            kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+            kind = typing.get_origin(hint)
+            arguments = typing.get_args(hint)
             if kind is Literal and value not in arguments:
                 problems.append(f"{name} {value!r} is not one of {', '.join(arguments)}")
             elif kind is Annotated and isinstance(arguments[1], str):

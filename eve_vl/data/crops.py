@@ -92,7 +92,8 @@ class Crop(Frozen):
         part = pixels[:, rows, columns]
 
         size = self.size
-        new_height, new_width = size, size
+        new_height = size
+        new_width = size
         if self.is_centre:
             shorter_side = min(height, width)
             new_height = size * height // shorter_side

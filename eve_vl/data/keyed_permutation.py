@@ -27,7 +27,9 @@ def permuted(place: int, length: int, *key: int) -> int:
             # the mixing function of splitmix64
             mixed = (right ^ round_key) * 0xBF58476D1CE4E5B9 & MASK
             mixed = (mixed ^ mixed >> 29) * 0x94D049BB133111EB & MASK
-            left, right = right, left ^ mixed >> (64 - half_bits)
+            new_right = left ^ mixed >> (64 - half_bits)
+            left = right
+            right = new_right
         place = left << half_bits | right
         if place < length:
             return place

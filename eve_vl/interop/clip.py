@@ -96,7 +96,8 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     names = weight_files(path.name for path in folder.iterdir())
     if not names:
         raise UserError(
-            f"{folder}: holds no weights (model.safetensors, open_clip_model.safetensors or pytorch_model.bin)"
+            f"{folder}: holds no weights (model.safetensors, open_clip_model.safetensors or "
+            "pytorch_model.bin)"
         )
     tensors: dict[str, Tensor] = {}
     for name in names:
@@ -127,7 +128,8 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversio
     num_embeddings = len(tensors["text.words"])
     if num_embeddings < num_tokens:
         raise UserError(
-            f"{tokenizer_path}: has {num_tokens} tokens, but the checkpoint has embeddings for {num_embeddings}"
+            f"{tokenizer_path}: has {num_tokens} tokens, but the checkpoint has embeddings for "
+            f"{num_embeddings}"
         )
     table = key_table(tensors, settings)
     table["encoder.text.embed.words.weight"] = Computed(

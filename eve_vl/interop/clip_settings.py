@@ -73,7 +73,8 @@ def _settings_of_transformers(folder: Path) -> ClipSettings:
     kind = config.get("model_type")
     if kind == "siglip2":
         raise UserError(
-            f"{path}: SigLIP 2 with images of any aspect ratio (NaFlex) is not supported; take a fixed resolution"
+            f"{path}: SigLIP 2 with images of any aspect ratio (NaFlex) is not supported; take a "
+            "fixed resolution"
         )
     if kind not in ("clip", "siglip"):
         raise UserError(
@@ -94,7 +95,8 @@ def _settings_of_transformers(folder: Path) -> ClipSettings:
     }
     if variants != {(activation, eps)} or activation not in ACTIVATIONS:
         raise UserError(
-            f"{path}: towers with hidden_act and layer_norm_eps {sorted(variants)} are not supported"
+            f"{path}: towers with hidden_act and layer_norm_eps {sorted(variants)} are not "
+            "supported"
         )
     resize, interpolation, processor = _resizing(folder, image_tower["image_size"], is_clip)
     mean = CLIP_MEAN if is_clip else SIGLIP_MEAN_AND_STD
@@ -134,7 +136,8 @@ def _resizing(folder: Path, image_size: int, is_clip: bool) -> tuple[str, str, d
     if resample not in RESAMPLING or not sides <= {image_size}:
         readable = f"2 (bilinear) or 3 (bicubic), and size {image_size}"
         raise UserError(
-            f"{paths[0]}: has resample {resample} and size {size}; only resample {readable} can be read"
+            f"{paths[0]}: has resample {resample} and size {size}; only resample {readable} can "
+            "be read"
         )
     crops = isinstance(size, int) or "shortest_edge" in size
     return "crop" if crops else "squash", RESAMPLING[resample], processor

@@ -174,7 +174,8 @@ def _fitting_tokenizer(conversion: Conversion, args: ConvertArgs) -> Tokenizer:
         num_embeddings = embeddings.shape[:1].numel()
         if tokenizer.vocab_size != num_embeddings:
             raise UserError(
-                f"{args.tokenizer}: has {tokenizer.vocab_size} tokens, but the checkpoint has embeddings for "
+                f"{args.tokenizer}: has {tokenizer.vocab_size} tokens, but the checkpoint has "
+                "embeddings for "
                 f"{num_embeddings}; bring the tokenizer that it was trained with"
             )
     if conversion.max_words is not None:

@@ -235,7 +235,8 @@ def export_published(run: Path, target: Path) -> str:
     problems = _unpublished_fields(config)
     if problems:
         raise UserError(
-            f"{run}: the published models have no {', no '.join(problems)}, so they cannot take its weights"
+            f"{run}: the published models have no {', no '.join(problems)}, so they cannot take "
+            "its weights"
         )
     assert isinstance(config.model, EveModelConfig)
     checkpoint_files.verify(folder, to_resume=False)

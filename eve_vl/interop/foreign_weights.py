@@ -53,7 +53,8 @@ def _load_torch(path: Path) -> Any:
     try:
         if _is_compressed(path):
             raise UserError(
-                f"{path}: refused: it is compressed, which torch never does, and may unpack to any size"
+                f"{path}: refused: it is compressed, which torch never does, and may unpack to "
+                "any size"
             )
         with warnings.catch_warnings(action="ignore"):  # about how it was written
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -61,7 +62,8 @@ def _load_torch(path: Path) -> Any:
         raise
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: refused: no torch checkpoint, or it holds more than tensors, which may run code"
+            f"{path}: refused: no torch checkpoint, or it holds more than tensors, which may run "
+            "code"
         ) from None
     except Exception as error:  # torch raises nearly anything
         raise UserError(

@@ -155,7 +155,8 @@ class EvePreTrainedModel(PreTrainedModel):
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         if dtype not in (None, "auto", "float32", torch.float32):
             raise UserError(
-                "the weights stay float32: compute in bfloat16 with torch.autocast, in Trainer with bf16=True"
+                "the weights stay float32: compute in bfloat16 with torch.autocast, in Trainer "
+                "with bf16=True"
             )
         loaded = super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -404,7 +405,8 @@ def to_run(model: EvePreTrainedModel, processor: EveProcessor, path: str | Path)
     )
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has "
+            f"{model.config.vocab_size}"
         )
     write_run(folder, dataclasses.replace(model.config.run, out=folder), tokenizer, model.task)
     return folder

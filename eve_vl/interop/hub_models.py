@@ -52,7 +52,8 @@ def download(repository: str) -> Path:
         raise UserError(f"{where}: cannot be downloaded ({type(error).__name__}); {fix}") from None
     if folder is None:
         raise UserError(
-            f"{where}: is none of CLIP, SigLIP and SigLIP 2, of transformers or open_clip; name another model"
+            f"{where}: is none of CLIP, SigLIP and SigLIP 2, of transformers or open_clip; name "
+            "another model"
         )
     return folder
 

@@ -108,8 +108,10 @@ BLOCK: dict[str, Sequence[str | float | Computed]] = {
 }
 """Possible sources of each tensor of a block: the first that the file has, else the last."""
 RELATIVE_HINT = (
-    ": its attention adds a relative position bias, which EVE's does not have (its authors started from BEiT v2 without it): "
-    f"--drop {RELATIVE} leaves the bias out and learns positions again; an --architecture with relative positions keeps it"
+    ": its attention adds a relative position bias, which EVE's does not have (its authors "
+    "started from BEiT v2 without it): "
+    f"--drop {RELATIVE} leaves the bias out and learns positions again; an --architecture with "
+    "relative positions keeps it"
 )
 
 

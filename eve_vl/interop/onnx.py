@@ -90,7 +90,8 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
     if unknown:
         task = run.config.task.name
         raise UserError(
-            f"{path}: task {task} has no part {nearest(unknown[0], graphs)} (parts: {', '.join(graphs)})"
+            f"{path}: task {task} has no part {nearest(unknown[0], graphs)} (parts: "
+            f"{', '.join(graphs)})"
         )
     if run.task.encoder.results_depend_on_batch:
         reason = "samples second experts and drops tokens over capacity, so no file gives the same numbers"

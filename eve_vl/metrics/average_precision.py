@@ -57,7 +57,8 @@ def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, f
     if not len(classes):
         return numbers
 
-    values, influences = [], []
+    values = []
+    influences = []
     for column in classes:
         value, influence_R = average_precision(score_RC[:, column], is_true_RC[:, column])
         values.append(value)

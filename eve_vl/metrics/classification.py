@@ -64,7 +64,9 @@ def summary(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
         return numbers
 
     majority = max(right, key=lambda name: len(right[name]))
-    gains, recalls, influences = [], [], []
+    gains = []
+    recalls = []
+    influences = []
     for name, rows in right.items():
         gains.append(np.subtract(rows, name == majority, dtype=float))
         recalls.append(sum(rows) / len(rows))

@@ -16,7 +16,8 @@ def nlvr2_summary(
     num_unlabelled: pairs without a label, which are not scored. Without labels both shares are left
     out, without groups the second. Groups also group the intervals.
     """
-    right, group_of_right = [], []
+    right = []
+    group_of_right = []
     is_group_right: dict[str, bool] = {}
     for guess, label, group in zip(predicted, labels, groups, strict=True):
         if label is None:

@@ -42,7 +42,9 @@ def summary(
     itc_ranks_I, itc_ranks_T = itc_only or (ranks_I, ranks_T)
 
     numbers: dict[str, float] = {}
-    influences, gains, groups = [], [], []
+    influences = []
+    gains = []
+    groups = []
     directions = (
         ("tr", ranks_I, itc_ranks_I, image_I),
         ("ir", ranks_T, itc_ranks_T, image_T),
@@ -95,7 +97,8 @@ def precisions(
     count by their mean. Chance is the share of all candidates with a label of the query.
     """
     C = len(candidate_CD)
-    precision_chunks, chance_chunks = [], []
+    precision_chunks = []
+    chance_chunks = []
     for start, scores_qC in scores_in_chunks(query_QD, candidate_CD):
         labels_qL = query_QL[start : start + len(scores_qC)].float()
         is_true_qC = (labels_qL @ candidate_CL.float().T > 0).double().to(scores_qC.device)

@@ -24,7 +24,8 @@ def top_candidates(query_QD: Tensor, candidate_CD: Tensor, k: int) -> tuple[Tens
     Best first, int64 and float32 (Q, min(k, C)). Holds at most QUERIES_AT_ONCE × C scores. Raises
     ValueError for NaN.
     """
-    orders, scores = [], []
+    orders = []
+    scores = []
     for _, scores_qC in scores_in_chunks(query_QD, candidate_CD):
         order_qK = rank_by_score(scores_qC, k)
         orders.append(order_qK)

@@ -50,9 +50,11 @@ class Block(nn.Module):
         All rows, (S, D), or those that are read, (M, D). The statistics cover all rows, unless a
         [CLS] is read in evaluation. bias_BHNN: of attention.
         """
-        read_in_attention, read_in_ffn = read, None
+        read_in_attention = read
+        read_in_ffn = None
         if self._router_needs_all_rows(read):
-            read_in_attention, read_in_ffn = None, read
+            read_in_attention = None
+            read_in_ffn = read
 
         branch_SD = self.attn.forward_packed(self.norm1(x_SD), rows, read_in_attention, bias_BHNN)
         x_SD, rows = rows.select(x_SD, read_in_attention)

@@ -98,7 +98,8 @@ class Encoder(Backbone):
         (B, D), pooled for pairs.
         """
         if num_passes > 1 and not self.packs:
-            states, routers = [], []
+            states = []
+            routers = []
             for image_part, text_part in split_batch(image, text, num_passes):
                 cls_BD, part_routers = self.cls(image_part, text_part, final_norm=final_norm)
                 states.append(cls_BD)

@@ -59,7 +59,8 @@ def find_recipe(verb: str, name: str) -> Recipe:
         return _recipe_of_run(verb, expand_user(name))
     file, _, function = name.rpartition(":")
     if not file and name.endswith(".py"):
-        file, function = name, ""
+        file = name
+        function = ""
     if not file.endswith(".py"):
         return _recipe_by_name(verb, name)
     module = load_file(file)

@@ -196,7 +196,8 @@ def lines(measured: Mapping[str, Any]) -> list[str]:
         "gib": measured["memory"] / 2**30,
     }
     texts = (
-        "step: {step_milliseconds:,.1f} ms of {clock} ({parts}), median of {steps} steps of {rows:,} rows",
+        "step: {step_milliseconds:,.1f} ms of {clock} ({parts}), median of {steps} steps of "
+        "{rows:,} rows",
         "speed: {rows_per_second:,.4g} rows a second, {rows_per_core_second:,.4g} a core-second, "
         "{tokens_per_second:,.4g} tokens a second, texts of {text_length:.1f} tokens",
         "arithmetic: {flops_per_row:,.3g} GFLOP a row, {flops_per_second:,.4g} GFLOP/s, "
@@ -274,11 +275,11 @@ def _count_tokens(batches: Sequence[RowBatch], config: Config) -> tuple[float, f
 def reachable(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Return the FLOP/s of a large matrix product, and a description of it."""
     side = MATRIX_SIDE_ON_CPU if device.type == "cpu" else MATRIX_SIDE
-    left = torch.randn(side, side, device=device).to(dtype)
-    right = torch.randn(side, side, device=device).to(dtype)
+    factor = torch.randn(side, side, device=device).to(dtype)
+    other_factor = torch.randn(side, side, device=device).to(dtype)
     seconds: list[float] = []
     for _ in range(1 + MATRIX_PRODUCTS):
         start = now(device)
-        torch.mm(left, right)
+        torch.mm(factor, other_factor)
         seconds.append(now(device) - start)
     return 2 * side**3 / min(seconds[1:]), f"a product of {side}² matrices here"

@@ -63,7 +63,9 @@ class _Recorder:
     """Adds up the tensors that autograd saves, by call of a block."""
 
     def __init__(self, task: nn.Module):
-        self.counted = {StorageWeakRef(each.untyped_storage()) for each in task.parameters()}
+        self.counted = {
+            StorageWeakRef(parameter.untyped_storage()) for parameter in task.parameters()
+        }
         self.bytes_of_calls = [0]  # the first: outside of blocks
         self.input_bytes = 0
         self.current_call = 0

@@ -142,7 +142,8 @@ def _planner(config: Config, gpus: int, limit: float) -> Planner:
     small = kept_bytes(_with_train(config, batch_size=PROBED_ROWS), sizes)
     if small == KeptBytes():
         raise UserError(
-            f"{config.recipe}: only tasks of this package can be planned, because their batches are known"
+            f"{config.recipe}: only tasks of this package can be planned, because their batches "
+            "are known"
         )
     return Planner(config, sizes, task, gpus, limit, small)
 
@@ -151,8 +152,11 @@ def command(name: str, recipe: Config, config: Config, choices: Sequence[Choice]
     """Return the command that trains a config in the best layout."""
     choice = choices[0]
     if not choice.fits:
-        least = min(sum(each.memory.values()) for each in choices) / 2**30
-        return f"no layout fits, the least needs {least:,.1f} GiB; take a smaller model, or GPUs with more memory"
+        least = min(sum(layout.memory.values()) for layout in choices) / 2**30
+        return (
+            f"no layout fits, the least needs {least:,.1f} GiB; "
+            "take a smaller model, or GPUs with more memory"
+        )
     verb = "pretrain" if recipe.task.is_pretraining else "finetune"
     words = [verb, name]
     if recipe.init is not None:

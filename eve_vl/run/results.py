@@ -143,7 +143,8 @@ def store(run: LoadedRun, result: Result) -> None:
     except (UserError, OSError) as error:
         reason = "it is part of the package" if isinstance(error, UserError) else error.strerror
         print_line(
-            f"note: the result is not kept in {run.shown} ({reason}), so eve report will not show it"
+            f"note: the result is not kept in {run.shown} ({reason}), so eve report will not show "
+            "it"
         )
 
 

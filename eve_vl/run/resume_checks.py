@@ -72,7 +72,8 @@ def _check_new_run(config: Config, must_resume: bool) -> None:
         )
     if (config.out / "plan.json").is_file() and (config.out / "probe").is_dir():
         raise UserError(
-            f"{config.out}: is a folder of eve learn, which holds runs; choose another folder with --out"
+            f"{config.out}: is a folder of eve learn, which holds runs; choose another folder "
+            "with --out"
         )
     for section in ("data", "task", "tokenizer"):
         for field, path in vars(getattr(config, section)).items():
@@ -136,7 +137,8 @@ def check_data(
     if not difference:
         if accepts:
             raise UserError(
-                f"{config.out}: --accept-changed-data has no effect, because no data has changed; leave it out"
+                f"{config.out}: --accept-changed-data has no effect, because no data has changed; "
+                "leave it out"
             )
         return now, []
     change = f"its data has changed: {difference}"
@@ -160,7 +162,8 @@ def require_truth(config: Config, val_sources: Sequence[Source[Any]]) -> None:
         if any(dataset.has_truth(row) for _, row in usable_rows(source, first_rows)):
             return
     raise UserError(
-        f"data.val {' '.join(config.data.val)}: no {truth} in the first {MAX_ROWS_FOR_TRUTH} validation rows, "
+        f"data.val {' '.join(config.data.val)}: no {truth} in the first {MAX_ROWS_FOR_TRUTH} "
+        "validation rows, "
         "so the best weights cannot be chosen; name validation data that has them, "
         "or the column that has them with --data.label-column"
     )
@@ -174,7 +177,8 @@ def check_batch_size(config: Config, world_size: int) -> None:
     if train.batch_size % num_parts:
         raise UserError(
             f"train.batch_size {train.batch_size} is not divisible by train.accumulation "
-            f"{train.accumulation} × {world_size} processes; give a batch size that is a multiple of {num_parts}, or start another number of processes"
+            f"{train.accumulation} × {world_size} processes; give a batch size that is a multiple "
+            f"of {num_parts}, or start another number of processes"
         )
     problems = config.task.problems_with_pairs(train.batch_size // num_parts)
     if problems:

@@ -145,7 +145,8 @@ def _set_up(config: Config, device: torch.device, must_resume: bool, accepts_dat
     task_type = task_class(type(config.task))
     print_line(machine_line(device, pick_dtype(config.train.dtype, device)))
     splits = open_splits(config, task_type.dataset.kind_of(config))
-    sources, val_sources = splits.train, splits.val
+    sources = splits.train
+    val_sources = splits.val
     print_line(*data_lines(config, sources, val_sources))
     data, changed_data = check_data(config, splits, checkpoints, accepts_data)
     tokenizer = obtain_tokenizer(config, sources)

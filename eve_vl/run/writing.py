@@ -12,7 +12,9 @@ from eve_vl.train import best_folder
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_folder, reporting_write_errors
 
-MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 261, 64_000  # of the field tokenizer.vocab_size
+# of the field tokenizer.vocab_size
+MIN_VOCAB_SIZE = 261
+MAX_VOCAB_SIZE = 64_000
 
 
 def check_new(run: Path) -> None:

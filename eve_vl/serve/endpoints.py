@@ -57,7 +57,7 @@ class Endpoint:
             name: field.form for name, field in self.fields.items() if field.form is not None
         }
         """The fields that are images, texts or prompts."""
-        self.images = [name for name, given in self.inputs.items() if given.kind == "image"]
+        self.images = [name for name, form in self.inputs.items() if form.kind == "image"]
         self.model = body_model(self.request, self.limits)
 
     def has_images(self, body: bytes) -> bool:
@@ -181,13 +181,13 @@ class Endpoint:
         if not self.request.title:
             return None
         fields = []
-        for name, given in self.inputs.items():
+        for name, form in self.inputs.items():
             field = self.fields[name]
             fields.append(
                 {
                     "name": name,
                     "label": re.split("[,;:.]", field.text)[0],
-                    "kind": given.kind,
+                    "kind": form.kind,
                     "required": field.is_required,
                     "example": self.request.examples.get(name, ""),
                 }

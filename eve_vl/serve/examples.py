@@ -73,8 +73,8 @@ def example_bodies(endpoint: Endpoint, rows: Sequence[ExampleRow]) -> list[dict[
             texts = [f"{text.rpartition(' ')[0]} {MASK_TEXT}".strip() for text in texts]
         values = {"image": iter(row.images), "text": iter(texts), "prompts": iter([prompts])}
         body = {}
-        for name, given in endpoint.inputs.items():
-            value = next(values[given.kind], None)
+        for name, form in endpoint.inputs.items():
+            value = next(values[form.kind], None)
             if value:
                 body[name] = value
         if body and required <= body.keys():

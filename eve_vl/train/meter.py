@@ -26,7 +26,10 @@ class Meter:
         """Start a window, or continue one from the sums that `state` returned."""
         self.terms = dict(state or {})
         counts = self.terms.pop(COUNTS, None)
-        num_steps, seconds, loading_seconds, cores = (0.0, 0.0, 0.0, 0.0)
+        num_steps = 0.0
+        seconds = 0.0
+        loading_seconds = 0.0
+        cores = 0.0
         if counts is not None:
             num_steps, seconds, loading_seconds, cores = counts.tolist()
         self.num_steps = int(num_steps)

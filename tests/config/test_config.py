@@ -98,7 +98,8 @@ MISTAKES = [
     (ContrastMatchConfig(itc_weight=-1.0), "itc_weight -1.0 is not in [0, inf)"),
     (
         ContrastMatchConfig(itc_weight=0.0),
-        "itm_negatives local are sampled by contrastive similarity, but itc_weight is 0: set it to random_half",
+        "itm_negatives local are sampled by contrastive similarity, but itc_weight is 0: set it "
+        "to random_half",
     ),
     (
         ContrastMatchConfig(mlm_weight=0.0, itc_weight=0.0, itm_weight=0.0),

@@ -108,7 +108,8 @@ def first(tmp_path_factory, pretrained: Path) -> tuple[Path, list[tuple[int, str
         folder,
         ["pretrain", "help"],
         shlex.split(
-            "pretrain little --out little --data.train scenes:val --train.steps 2 --data.val-samples 8 --data.num-workers 0"
+            "pretrain little --out little --data.train scenes:val --train.steps 2 "
+            "--data.val-samples 8 --data.num-workers 0"
         ),
         ["data", "check", "frog.haiku", "--kind", "texts"],
         ["pretrain", "litle"],

@@ -290,7 +290,8 @@ def test_what_cannot_be_read_is_said_in_a_line(made, tmp_path, eve):
         (wide, "has resample 1 and size"),
         (
             lacking,
-            "holds no tokenizer (spiece.model, tokenizer.json, vocab.json); name the file with --tokenizer",
+            "holds no tokenizer (spiece.model, tokenizer.json, vocab.json); name the file with "
+            "--tokenizer",
         ),
         (empty, "holds no weights"),
         (mixed, "are not supported"),

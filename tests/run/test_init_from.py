@@ -135,7 +135,10 @@ def test_another_encoder_is_refused_as_a_whole(changes, name, words):
     before = {key: tensor.clone() for key, tensor in task.state_dict().items()}
     with pytest.raises(
         UserError,
-        match=r"^run/best: its encoder does not fit this model: (1 tensor differs|\d+ tensors differ, the first)",
+        match=(
+            r"^run/best: its encoder does not fit this model: (1 tensor differs|\d+ tensors "
+            r"differ, the first)"
+        ),
     ) as caught:
         transfer(weights(PRETRAINED), task, "run/best")
     assert name in str(caught.value) and words in str(caught.value)

@@ -117,7 +117,8 @@ def test_the_verb_prints_a_table_and_a_command(tmp_path: Path, capsys):
         (["--gpus", "12"], "--gpus: 12 is not a multiple of 8 per machine; give --per-machine N"),
         (
             ["--gpus", "3"],
-            "not divisible by train.accumulation 1 × 3 processes; give a batch size that is a multiple of 3",
+            "not divisible by train.accumulation 1 × 3 processes; give a batch size that is a "
+            "multiple of 3",
         ),
         (["--gpus", "0"], "--gpus 0, --per-machine 8, --memory 80: must be positive"),
         (

@@ -57,7 +57,8 @@ def test_rows_are_those_of_each_source():
         if num_left:
             more = f" left out: {'1 row that shows' if num_left == 1 else '6 rows that show'} a held-out image too;"
         assert data_lines(config, [part], [pairs(12)])[1] == (
-            f"validation data: 12 of 1,234 rows held out, 1.0%;{more} fewer than 100 rows give wide intervals, "
+            f"validation data: 12 of 1,234 rows held out, 1.0%;{more} fewer than 100 rows give "
+            "wide intervals, "
             "--data.val-fraction 0.09 keeps more"
         )
 

@@ -577,7 +577,8 @@ def test_by_default_training_has_the_most_rows():
     [
         (
             {"split": "trian"},
-            "split is 'trian', expected one of train, val, test, test_novel, hard_train, hard_val, hard_test",
+            "split is 'trian', expected one of train, val, test, test_novel, hard_train, "
+            "hard_val, hard_test",
         ),
         ({"image_size": 15}, "image_size is 15, expected at least 16"),
         ({"image_size": -1}, "image_size is -1, expected at least 16"),

@@ -307,8 +307,8 @@ def _at(scene: Scene, place: str) -> Shape:
     def is_there(shape: Shape) -> bool:
         if place.startswith("row"):
             return (
-                f"row {NUMBERS[math.ceil(4 * shape.center_y)]} column {NUMBERS[math.ceil(4 * shape.center_x)]}"
-                == place
+                f"row {NUMBERS[math.ceil(4 * shape.center_y)]} column "
+                f"{NUMBERS[math.ceil(4 * shape.center_x)]}" == place
             )
         vertical = "top" if shape.center_y < 1 / 3 else "bottom" if shape.center_y > 2 / 3 else ""
         horizontal = "left" if shape.center_x < 1 / 3 else "right" if shape.center_x > 2 / 3 else ""

@@ -182,8 +182,10 @@ def test_lines_of_a_run(eve_fork):
         r"training data: 100,000 rows of scenes:train",
         r"validation data: 1,000 rows of scenes:val, 32 of them used",
         r"training a tokenizer of at most 400 tokens on \d+,\d+ texts",
-        r"model: \d+,\d+ parameters, all of which train, 1 GFLOP a step, about 0\.5 GiB of memory besides the data",
-        r"training: 6 steps of 16 rows, 0\.0 epochs; validation every 10 steps, a checkpoint every 10",
+        r"model: \d+,\d+ parameters, all of which train, 1 GFLOP a step, about 0\.5 GiB of memory "
+        r"besides the data",
+        r"training: 6 steps of 16 rows, 0\.0 epochs; validation every 10 steps, a checkpoint "
+        r"every 10",
         r"[\d.e+-]+ s a step  ETA 0:\d\d, \d\.\d\d GiB of memory so far",
         r"train 5/6  .*  ETA 0:\d\d",
         r"train 6/6  .*  ETA 0:00",

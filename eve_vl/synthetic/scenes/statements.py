@@ -86,8 +86,8 @@ def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
     """
     while True:
         claimed, second, third = (_sample_single(rng, split) for _ in range(3))
-        shown = claimed if label else third
-        left, right = pick_distinct(rng, (shown, second), 2)
+        first = claimed if label else third
+        left, right = pick_distinct(rng, (first, second), 2)
         if (claimed in (left, right)) == label:
             break
     place = WORLDS[split].places[claimed.cells[0]]

@@ -49,8 +49,10 @@ SLAKE = {
     "qid": 0,
 }
 CHEXPERT = (
-    "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,"
-    "Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices\n"
+    "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung "
+    "Opacity,Lung Lesion,Edema,"
+    "Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural "
+    "Other,Fracture,Support Devices\n"
     "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,,,,,,,,0.0,,,,1.0\n"
     "CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg,Female,87,Frontal,AP,,,-1.0,1.0,,-1.0,-1.0,,-1.0,,-1.0,,1.0,\n"
     "CheXpert-v1.0-small/train/patient00002/study1/view2_lateral.jpg,Female,83,Lateral,,,,,1.0,,,-1.0,,,,,,1.0,\n"
@@ -272,8 +274,8 @@ def test_chexpert(tmp_path: Path, capsys):
         assert [(row.where, row.labels) for row in opened(name)] == expected
     said = capsys.readouterr().out
     assert (
-        "left out are 1 lateral views and 1 rows without a label that is 1; 3 rows have uncertain labels (-1)"
-        in said
+        "left out are 1 lateral views and 1 rows without a label that is 1; 3 rows have "
+        "uncertain labels (-1)" in said
     )
     files(root, {"CheXpert-v1.0-small/valid.csv": CHEXPERT.replace("AP,1.0", "AP,2.0")}, ())
     assert problems(opened(f"{root}#val")) == {

@@ -48,7 +48,8 @@ from helpers.slow_ranking import slow_hit
 
 LEAST_PIXELS = 12  # that each finding changes, each by 3 sigma
 GOLDEN_REPORT = (
-    "pa view . there is band of collapse at the left base . no vascular congestion . possible small left pleural air . "
+    "pa view . there is band of collapse at the left base . no vascular congestion . possible "
+    "small left pleural air . "
     "impression : band of collapse ."
 )
 

@@ -60,7 +60,8 @@ def test_own_columns_of_a_csv_and_labels_kept_back(tmp_path: Path):
     write_images(tmp_path)
     path = tmp_path / "items.csv"
     path.write_text(
-        "a,b,x,y,is it\nimages/red.png,images/lime.png,red,lime,false\nimages/red.png,images/red.png,red,red,\n"
+        "a,b,x,y,is "
+        "it\nimages/red.png,images/lime.png,red,lime,false\nimages/red.png,images/red.png,red,red,\n"
     )
     source = open_source(
         path, kind="items", image_column="a,b", text_column="x,y", label_column="is it"

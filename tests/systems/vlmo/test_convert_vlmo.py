@@ -494,7 +494,8 @@ def test_full_sizes_have_a_place_for_each_tensor(size, head):
         ),
         (
             {"pooler.dense.weight": (D, 5)},
-            "vlmo.pt: pooler.dense.weight has shape (32, 5), but the other tensors ask for (32, 32)",
+            "vlmo.pt: pooler.dense.weight has shape (32, 5), but the other tensors ask for (32, "
+            "32)",
         ),
         (
             {"relative_position_bias_table": (400, 6)},
@@ -502,11 +503,13 @@ def test_full_sizes_have_a_place_for_each_tensor(size, head):
         ),
         (
             {"relative_position_bias_table": (406, 7)},
-            "relative_position_bias_table has shape (406, 7), but encoder.relative.image_bias needs (12, 6)",
+            "relative_position_bias_table has shape (406, 7), but encoder.relative.image_bias "
+            "needs (12, 6)",
         ),
         (
             {"token_type_embeddings.weight": (1, D)},
-            "token_type_embeddings.weight has shape (1, 32), but encoder.image.type_embed needs (32,)",
+            "token_type_embeddings.weight has shape (1, 32), but encoder.image.type_embed needs "
+            "(32,)",
         ),
         (
             {"transformer.blocks.0.mlp_imag.fc1.bias": None},

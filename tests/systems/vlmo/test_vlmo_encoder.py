@@ -243,7 +243,8 @@ def test_a_larger_image_and_a_shorter_text_keep_what_they_can_of_the_table():
     )
     tensors, note = after.resized(before.state_dict())
     assert note == (
-        "relative positions resized from 16 to 36 patches; relative positions of texts cut from 12 to 9 tokens"
+        "relative positions resized from 16 to 36 patches; relative positions of texts cut from "
+        "12 to 9 tokens"
     )
     after.load_state_dict(tensors)
     after.eval()

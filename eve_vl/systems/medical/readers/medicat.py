@@ -51,7 +51,8 @@ def _rows(path: Path, split: str) -> Iterator[Row]:
     if num_unmarked:
         of_split = f", {split}" if split else ""
         print_once(
-            f"{path}{of_split}: {num_unmarked:,} figures are not marked as radiology and are left out"
+            f"{path}{of_split}: {num_unmarked:,} figures are not marked as radiology and are left "
+            "out"
         )
 
 
