@@ -1,7 +1,7 @@
 """A fault campaign: damaged files of every form go through the real entry points.
 
     PYTHONPATH=. python tests/campaign.py --inputs 20000 --seed 1 --processes 2
-    PYTHONPATH=. python tests/campaign.py --seed 1 --case "tar:17"      (one input again, with its traceback)
+    PYTHONPATH=. python tests/campaign.py --seed 1 --case "tar:17"  # one input, with traceback
 
 An input may succeed or end in a UserError that is one printable line and names a file. Escapes: any
 other exception, a death or a hang of the process, too much memory, files left behind. The same seed

@@ -1,7 +1,7 @@
 """Mutation testing with mutmut: the share of small changes to the core that fast tests notice.
 
     .venv/bin/pip install 'mutmut>=3.8'
-    .venv/bin/python tests/mutants.py --sample 80      (resumes; delete the folder mutants to start afresh)
+    .venv/bin/python tests/mutants.py --sample 80  # resumes; to restart, delete mutants/
 
 `[tool.mutmut]` in pyproject.toml names the mutated files and their tests. The same seed samples the
 same mutants of the same code. Mutants that only change `strict` of `zip`, an assertion, are left

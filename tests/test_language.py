@@ -1,6 +1,7 @@
 """Plain language in the package: words to avoid in names, docstrings, comments and messages.
 
-Each test lists all offenders with file and line. tests/test_docs.py does the same for README and docs.
+Each test lists all offenders with file and line. tests/test_docs.py does the same for README and
+docs.
 """
 
 import ast

@@ -51,7 +51,10 @@ WEIGHT_FILES = (
 """Names of files with weights, the first kind counts."""
 COMMON_NAMES = {
     r"^vision_model\.|^visual\.(trunk\.)?": "image.",
-    r"^text_model\.|^text\.|^(?=(token_embedding|positional_embedding|transformer|ln_final|text_projection)\b)": "text.",
+    (
+        r"^text_model\.|^text\."
+        r"|^(?=(token_embedding|positional_embedding|transformer|ln_final|text_projection)\b)"
+    ): "text.",
     r"^visual_projection\.": "image.projection.",
     r"^text\.(text_projection|head)\b": "text.projection",
     r"^image\.proj$": "image.projection",

@@ -4,10 +4,10 @@ These are BEiT, BEiT v2, timm's beit and vit, transformers' ViT, DeiT, BEiT and 
 
 | ours | comes from |
 |---|---|
-| patch projection, [CLS], positions, attention, LayerScale, norms of the image, final norm | the image encoder |
+| patches, [CLS], positions, attention, LayerScale, norms of the image | the image encoder |
 | image feed-forward networks | the image encoder |
-| text feed-forward networks and norms, experts | copies of the image encoder's (sparse upcycling), or random: `--copy` |
-| text embeddings, type embeddings, router | random; with `--architecture source` type embeddings are 0 |
+| networks and norms of texts, experts | copies of the image encoder's, or random: `--copy` |
+| text and type embeddings, router | random; `--architecture source`: types are 0 |
 
 A ViT's key bias is left out: it adds a constant to all scores of a query, which softmax ignores.
 """

@@ -94,7 +94,10 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
             f"{', '.join(graphs)})"
         )
     if run.task.encoder.results_depend_on_batch:
-        reason = "samples second experts and drops tokens over capacity, so no file gives the same numbers"
+        reason = (
+            "samples second experts and drops tokens over capacity, "
+            "so no file gives the same numbers"
+        )
         fix = "export a run with routing dropless or reference-dropless"
         raise UserError(f"{path}: model.routing is reference, which {reason}; {fix}")
     with atomic_folder(folder.absolute()) as temporary, torch.no_grad():  # "." has no name
@@ -148,7 +151,10 @@ def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
         assert output.shape == expected.shape
         difference = float((output - expected).abs().max())
         if not difference <= TOLERANCE:  # NaN fails too
-            problem = f"differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}, in a batch of {batch}"
+            problem = (
+                f"differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}, "
+                f"in a batch of {batch}"
+            )
             raise UserError(f"{path.name}: {problem}; nothing was written")
         largest_difference = max(largest_difference, difference)
         output_shape = ("batch", *output.shape[1:])

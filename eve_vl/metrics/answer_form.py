@@ -28,14 +28,17 @@ NUMBERS = {
     "ten": "10",
 }
 
-CONTRACTED = """ ain't aren't can't couldn't couldn't've could've didn't doesn't don't hadn't hadn't've hasn't
-haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
-might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've shouldn't
-shouldn't've should've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
-someone's something'd something'd've something'll that's there'd there'd've there're there's they'd
-they'd've they'll they're they've 'twas wasn't we'd've weren't we've what'll what're what's what've
-when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
-wouldn't wouldn't've would've y'all y'all'll y'all'd've you'd you'd've you'll you're you've """
+CONTRACTED = """
+    ain't aren't can't couldn't couldn't've could've didn't doesn't don't hadn't hadn't've
+    hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't
+    mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't
+    she'd've shouldn't shouldn't've should've somebody'd've somebody'll somebody's someone'd
+    someone'd've someone'll someone's something'd something'd've something'll that's there'd
+    there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've
+    weren't we've what'll what're what's what've when's where'd where's where've who'd who'd've
+    who'll who's who've why'll why're why's won't wouldn't wouldn't've would've y'all y'all'll
+    y'all'd've you'd you'd've you'll you're you've
+"""
 """Words that get one missing apostrophe back. The official entries for "I" are missing here,
 because words are lower case by then and cannot match. The two that map to themselves are missing
 too."""

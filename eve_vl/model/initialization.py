@@ -13,7 +13,7 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
 
     | what | value |
     |---|---|
-    | linear layers, experts, router, embeddings, [CLS], mask token | normal, std `init_std`, cut at 2 std |
+    | linear layers, experts, router, embeddings, [CLS], mask token | normal, std `init_std` |
     | positions | normal, std `pos_embed_init_std`, cut at 2 std |
     | convolutions | normal, std √(2 / fan-in), as ReLU wants (He et al. 2015) |
     | biases (q and v too) | 0; VQA and classification then set the last bias of their heads |

@@ -53,7 +53,8 @@ def _held_out_text(config: Config, sources: Sequence[Any], num_val: int) -> str:
         text += f"; left out: {pluralize(num_lost, 'row')} {reason}"
     if num_val < FEW_ROWS:
         fraction = math.ceil(min(50.0, 100 * FEW_ROWS / max(num_rows, 1))) / 100
-        text += f"; fewer than {FEW_ROWS} rows give wide intervals, --data.val-fraction {fraction:g} keeps more"
+        text += f"; fewer than {FEW_ROWS} rows give wide intervals, "
+        text += f"--data.val-fraction {fraction:g} keeps more"
     return text
 
 

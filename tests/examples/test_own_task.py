@@ -25,8 +25,8 @@ from helpers.forked import CONTEXT, PRELOAD
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_task" / "count_things.py"
 SHORT = shlex.split("""
-    --train.steps 6 --train.batch-size 8 --train.val-every 3 --train.save-every 3 --data.val-samples 24 --data.num-workers 0
-    --train.dtype float32 --train.threads 1
+    --train.steps 6 --train.batch-size 8 --train.val-every 3 --train.save-every 3
+    --data.val-samples 24 --data.num-workers 0 --train.dtype float32 --train.threads 1
 """)
 NUM_ROWS = 24
 PACKAGE = {

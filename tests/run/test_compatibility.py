@@ -18,10 +18,11 @@ pytestmark = pytest.mark.usefixtures("no_report")
 COMPAT = Path(__file__).parents[1] / "compat"
 NUMBERS = sorted(COMPAT.glob("*.evaluate.json"))
 SHAPES = """
-    --input.image-size 16 --input.patch-size 4 --input.text-length 16 --model.embed-dim 16 --model.depth 2
-    --model.num-deep-blocks 1 --model.num-heads 2 --model.num-experts 2 --model.mlp-ratio 2 --task.decoder-dim 16
-    --task.decoder-num-heads 2 --tokenizer.vocab-size 261 --data.num-workers 0 --data.val-samples 20 --train.dtype float32
-    --train.steps 6 --train.save-every 3 --train.val-every 3 --train.log-every 1
+    --input.image-size 16 --input.patch-size 4 --input.text-length 16 --model.embed-dim 16
+    --model.depth 2 --model.num-deep-blocks 1 --model.num-heads 2 --model.num-experts 2
+    --model.mlp-ratio 2 --task.decoder-dim 16 --task.decoder-num-heads 2 --tokenizer.vocab-size
+    261 --data.num-workers 0 --data.val-samples 20 --train.dtype float32 --train.steps 6
+    --train.save-every 3 --train.val-every 3 --train.log-every 1
 """
 NOT_COMPARED = ("kind", *TIMING)
 

@@ -23,13 +23,13 @@ MAX_GROWTH = 1.5
 class RelativePositions(nn.Module):
     """Attention biases by the distance of key and query, as in BEiT and VLMo.
 
-    A table (rows, L·H) has H columns per block and a row per kind of query–key pair; R rows of
-    images, g patches per side, texts of at most T tokens.
+    A table (rows, L·H) has H columns per block and a row per kind of query–key pair;
+    R = (2g - 1)² + 3 rows of images, g patches per side, texts of at most T tokens.
 
     | row | from query to key |
     |---|---|
     | 0 … R - 4 | patch to patch: (Δrow + g - 1) · (2g - 1) + Δcolumn + g - 1, Δ = query - key |
-    | R - 3, R - 2, R - 1 | image's [CLS] to patch, patch to [CLS], [CLS] to itself; R = (2g - 1)² + 3 |
+    | R - 3, R - 2, R - 1 | [CLS] of images to patch, patch to it, it to itself |
     | R, R + 1 | text to image, image to text |
     | R + 2 … R + 2T - 2 | word to word: key - query + T - 2 |
     | R + 2T - 1, R + 2T, R + 2T + 1 | text's [CLS] to word, word to [CLS], [CLS] to itself |

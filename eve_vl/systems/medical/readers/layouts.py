@@ -3,12 +3,12 @@
 | layout | recognised by | rows |
 |---|---|---|
 | ROCO | {train,val,test}/radiology/captions.txt | captions |
-| MedICaT | release/*.jsonl and figures/ | captions and references of figures marked as radiology; split by paper |
+| MedICaT | release/*.jsonl and figures/ | captions and references of radiology figures; split by paper |
 | VQA-RAD | {train,val,test}set.json | questions |
-| SLAKE | {train,validate,test}.json with q_lang | questions in English, of `train-zh` in Chinese, of `train-all` in both |
-| MedVQA-2019 | {train,val,test}/QA/*.csv without a header | questions; # separates alternative answers |
+| SLAKE | {train,validate,test}.json with q_lang | questions in English; `train-zh`, `train-all` |
+| MedVQA-2019 | {train,val,test}/QA/*.csv without a header | questions; # between answers |
 | MELINDA | {train,dev,test}.csv with figure_file | labels (p_meth_label), captions |
-| CheXpert | CSV files with its 14 label columns | labels (those that are 1), in 5×200 also captions |
+| CheXpert | CSV files with its 14 label columns | labels that are 1; in 5×200 also captions |
 
 A line reports the rows that are left out. Broken rows raise BadSampleError.
 """
