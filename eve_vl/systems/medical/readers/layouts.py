@@ -3,7 +3,7 @@
 | layout | recognised by | rows |
 |---|---|---|
 | ROCO | {train,val,test}/radiology/captions.txt | captions |
-| MedICaT | release/*.jsonl and figures/ | captions and references of radiology figures; split by paper |
+| MedICaT | release/*.jsonl and figures/ | captions, references of radiology figures |
 | VQA-RAD | {train,val,test}set.json | questions |
 | SLAKE | {train,validate,test}.json with q_lang | questions in English; `train-zh`, `train-all` |
 | MedVQA-2019 | {train,val,test}/QA/*.csv without a header | questions; # between answers |
