@@ -61,16 +61,17 @@ MASKED = MaskedSignalConfig(decoder_depth=1, decoder_dim=16, decoder_num_heads=2
 @pytest.mark.parametrize("name", ["retrieval", "baseline"])
 def test_features_of_a_run_with_contrast_are_its_projections(name):
     run = tiny_run("masked", task=BASELINE) if name == "baseline" else tiny_run(name)
-    eve, task = Eve(run), run.task
+    eve = Eve(run)
+    task = run.task
     assert isinstance(task, Retrieval | ContrastMatch)
     images = [noise(seed) for seed in range(3)]
     cls_BD = task.encoder.encode(image_tokens(task, *images), None).x_BND[:, 0]
     expected = cls_BD @ task.contrast.features.image.weight.T
     expected = expected / expected.norm(dim=1, keepdim=True)
-    found = eve.encode_image(images)
-    assert found.dtype == np.float32
-    assert found.shape == (3, 8)
-    assert_close(found, expected)
+    features = eve.encode_image(images)
+    assert features.dtype == np.float32
+    assert features.shape == (3, 8)
+    assert_close(features, expected)
     for row, text in enumerate(TEXTS):
         state = task.encoder.encode(None, task.encoder.text(ids_of(eve, text), None)).x_BND[:, 0]
         state = state @ task.contrast.features.text.weight.T
@@ -81,8 +82,8 @@ def test_features_of_other_runs_are_the_cls_state():
     for name in ("masked", "vqa", "nlvr2", "encoder"):
         run = run_of(name)
         state = run.task.encoder.encode(image_tokens(run.task, noise(0)), None).x_BND[:, 0]
-        found = Eve(run).encode_image(noise(0))
-        assert_close(found, (state / state.norm()))
+        features = Eve(run).encode_image(noise(0))
+        assert_close(features, (state / state.norm()))
         state = run.task.encoder.encode(
             None, run.task.encoder.text(ids_of(Eve(run), TEXT), None)
         ).x_BND[:, 0]
@@ -91,7 +92,8 @@ def test_features_of_other_runs_are_the_cls_state():
 
 def test_order_is_kept_and_neighbours_do_not_matter():
     eve = Eve(tiny_run("retrieval"))
-    images, texts = [noise(seed, 20 + seed, 30) for seed in range(7)], [*TEXTS, "a", TEXT]
+    images = [noise(seed, 20 + seed, 30) for seed in range(7)]
+    texts = [*TEXTS, "a", TEXT]
     alone = np.concatenate([eve.encode_image(image) for image in images])
     np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, rtol=1e-6)
     texts_alone = np.concatenate([eve.encode_text(text) for text in texts])
@@ -116,7 +118,8 @@ def test_long_texts_are_cut_as_in_training():
 @pytest.mark.parametrize("name", ["retrieval", "baseline"])
 def test_match(name):
     run = tiny_run("masked", task=BASELINE) if name == "baseline" else tiny_run(name)
-    eve, task = Eve(run), run.task
+    eve = Eve(run)
+    task = run.task
     assert isinstance(task, Retrieval | ContrastMatch)
     assert task.contrast.match_head is not None
     images = [noise(seed) for seed in range(3)]
@@ -124,26 +127,26 @@ def test_match(name):
         task.contrast.match_head(text_cls(eve, image, text)).softmax(1)[0, 1].item()
         for image, text in zip(images, TEXTS, strict=True)
     ]
-    found = eve.match(images, TEXTS)
-    assert (found.dtype, found.shape) == (np.float32, (3, 3))
-    assert_close(found.diagonal(), expected)
-    one = eve.match(images[1], TEXTS[1])
-    assert isinstance(one, float)
-    assert one == pytest.approx(expected[1], rel=1e-4)
+    match_IT = eve.match(images, TEXTS)
+    assert (match_IT.dtype, match_IT.shape) == (np.float32, (3, 3))
+    assert_close(match_IT.diagonal(), expected)
+    probability = eve.match(images[1], TEXTS[1])
+    assert isinstance(probability, float)
+    assert probability == pytest.approx(expected[1], rel=1e-4)
 
 
 def test_answer():
     eve = Eve(tiny_run("vqa"))
     assert isinstance(eve.task, VQA)
     expected_A = eve.task.answer_head(text_cls(eve, noise(0), TEXT)).sigmoid()[0].tolist()
-    found = eve.answer(noise(0), TEXT)
-    assert {each.answer: each.probability for each in found} == pytest.approx(
+    answers = eve.answer(noise(0), TEXT)
+    assert {answer.answer: answer.probability for answer in answers} == pytest.approx(
         dict(zip(ANSWERS, expected_A, strict=True)), rel=1e-4
     )
-    assert [each.probability for each in found] == sorted(
-        (each.probability for each in found), reverse=True
+    assert [answer.probability for answer in answers] == sorted(
+        (answer.probability for answer in answers), reverse=True
     )
-    assert eve.answer(noise(0), TEXT, top=2) == found[:2]
+    assert eve.answer(noise(0), TEXT, top=2) == answers[:2]
     with pytest.raises(UserError, match="top 0 is not positive"):
         eve.answer(noise(0), TEXT, top=0)
     with pytest.raises(UserError, match="text is empty"):
@@ -153,11 +156,11 @@ def test_answer():
 def test_verify():
     eve = Eve(tiny_run("nlvr2"))
     assert isinstance(eve.task, NLVR2)
-    both = torch.cat([text_cls(eve, noise(0), TEXT), text_cls(eve, noise(1), TEXT)], dim=1)
-    expected = eve.task.concat_head(both).softmax(1)[0, 1].item()
-    found = eve.verify(noise(0), noise(1), TEXT)
-    assert found.probability == pytest.approx(expected, rel=1e-4)
-    assert found.is_true == (expected > 0.5)
+    states = torch.cat([text_cls(eve, noise(0), TEXT), text_cls(eve, noise(1), TEXT)], dim=1)
+    expected = eve.task.concat_head(states).softmax(1)[0, 1].item()
+    judgement = eve.verify(noise(0), noise(1), TEXT)
+    assert judgement.probability == pytest.approx(expected, rel=1e-4)
+    assert judgement.is_true == (expected > 0.5)
     assert eve.verify(noise(1), noise(0), TEXT).probability != pytest.approx(expected, rel=1e-3)
     with pytest.raises(UserError, match=r"right image: no such file"):
         eve.verify(noise(0), "nowhere.png", TEXT)
@@ -172,18 +175,18 @@ def test_fill_mask():
     for place in places:
         ids[place] = mask
     expected_MV = token_probabilities(eve, noise(0), ids, places)
-    found = eve.fill_mask(noise(0), "a [MASK] circle, [MASK] heart", top=3)
+    filled = eve.fill_mask(noise(0), "a [MASK] circle, [MASK] heart", top=3)
     best_MV = expected_MV.topk(3)
-    for row, guesses in enumerate(found.guesses):
+    for row, guesses in enumerate(filled.guesses):
         assert [guess.text for guess in guesses] == [
             eve.tokenizer.word(token) for token in best_MV.indices[row].tolist()
         ]
         assert [guess.probability for guess in guesses] == pytest.approx(
             best_MV.values[row].tolist(), rel=1e-4
         )
-    first, second = (guesses[0].text for guesses in found.guesses)
-    assert found.text == f"a {first} circle, {second} heart"
-    assert isinstance(found, FilledText)
+    first, second = (guesses[0].text for guesses in filled.guesses)
+    assert filled.text == f"a {first} circle, {second} heart"
+    assert isinstance(filled, FilledText)
 
 
 def test_fill_mask_needs_a_mask_that_is_read():
@@ -208,35 +211,36 @@ def test_reconstruct(normalize):
     assert isinstance(eve.task, MaskedSignal)
     keep = [0, 5, 10, 15]
     hidden = [patch for patch in range(16) if patch not in keep]
-    found = eve.reconstruct(noise(0), TEXT, keep=keep[::-1])
-    np.testing.assert_array_equal(found.original, noise(0))
+    result = eve.reconstruct(noise(0), TEXT, keep=keep[::-1])
+    np.testing.assert_array_equal(result.original, noise(0))
 
     image = eve.task.encoder.image(pixels(noise(0)), torch.tensor([keep]))
     encoded = eve.task.encoder.encode(image, eve.task.encoder.text(ids_of(eve, TEXT), None))
     tokens = Tokens(x_BND=encoded.x_BND, num_image=5)
     predicted = eve.task.pixel_decoder(tokens, torch.tensor([keep]), torch.tensor([hidden]))[0]
     for patch, new in itertools.zip_longest([*hidden, *keep], predicted):
-        top, left = 4 * (patch // 4), 4 * (patch % 4)
-        box = slice(top, top + 4), slice(left, left + 4)
+        first_row = 4 * (patch // 4)
+        first_column = 4 * (patch % 4)
+        box = slice(first_row, first_row + 4), slice(first_column, first_column + 4)
         truth = noise(0)[box]
         if new is None:
-            np.testing.assert_array_equal(found.masked[box], truth)
-            np.testing.assert_array_equal(found.reconstructed[box], truth)
+            np.testing.assert_array_equal(result.masked[box], truth)
+            np.testing.assert_array_equal(result.reconstructed[box], truth)
             continue
-        assert set(found.masked[box].flatten().tolist()) == {128}
+        assert set(result.masked[box].flatten().tolist()) == {128}
         values = new.reshape(3, 4, 4).permute(1, 2, 0).detach().numpy()
         if normalize:
             scaled = truth / 127.5 - 1
             values = values * np.sqrt(scaled.var(ddof=1) + 1e-6) + scaled.mean()
         expected = ((values + 1) * 127.5).clip(0, 255)
-        assert np.abs(found.reconstructed[box] - expected).max() < 1
+        assert np.abs(result.reconstructed[box] - expected).max() < 1
 
 
 def test_reconstruct_draws_what_to_hide():
     eve = Eve(tiny_run("masked"))
-    first, again, other = (eve.reconstruct(noise(0), TEXT, seed=seed) for seed in (0, 0, 1))
+    first, again, with_seed_1 = (eve.reconstruct(noise(0), TEXT, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.reconstructed, again.reconstructed)
-    assert (first.masked != other.masked).any()
+    assert (first.masked != with_seed_1.masked).any()
     for share, num_hidden in ((None, 12), (0.5, 8), (0.01, 1), (0.99, 15)):
         masked = eve.reconstruct(noise(0), TEXT, share=share).masked
         assert (masked == 128).all(2).sum() == pytest.approx(16 * num_hidden, abs=2)
@@ -364,7 +368,8 @@ def test_calls(name):
 
 def test_a_fine_tuned_run_sends_people_to_the_run_that_it_started_from(tmp_path: Path):
     """Or, if that is gone, to itself."""
-    run, start = tiny_run("vqa"), tmp_path / "start"
+    run = tiny_run("vqa")
+    start = tmp_path / "start"
     eve = Eve(replace(run, config=replace(run.config, init=start)))
     for init, named in (("tiny", ""), (start, f", {start}")):
         with pytest.raises(
@@ -407,11 +412,9 @@ def test_threads_share_runs():
     """Eight threads, each with 70 calls in an order of its own on two runs: all get what one thread
     gets, and no call leaves anything behind."""
     small = {"depth": 2, "num_deep_blocks": 1}
-    vqa, masked, long = (
-        Eve(tiny_run("vqa", model=small)),
-        Eve(tiny_run("masked", model=small)),
-        " ".join(TEXTS),
-    )
+    vqa = Eve(tiny_run("vqa", model=small))
+    masked = Eve(tiny_run("masked", model=small))
+    long = " ".join(TEXTS)
     calls: list[
         tuple[int, Callable[[], Any]]
     ] = [  # how often, what; those that take long are rarer
@@ -436,10 +439,10 @@ def test_threads_share_runs():
         return [(number, calls[number][1]()) for number in chosen]
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(itertools.chain(*pool.map(work, range(8))))
-    assert len(found) == 560
-    assert {number for number, _ in found} == set(range(len(calls)))
-    assert all(result == expected[number] for number, result in found)
+        results = list(itertools.chain(*pool.map(work, range(8))))
+    assert len(results) == 560
+    assert {number for number, _ in results} == set(range(len(calls)))
+    assert all(result == expected[number] for number, result in results)
     for module in (*vqa.task.modules(), *masked.task.modules()):
         assert not module._forward_hooks and not module._forward_pre_hooks and not module.training
     assert all(

@@ -28,10 +28,8 @@ def hook(module: Any, look: Callable[[Any], None]) -> None:
 def test_match_of_all_with_all():
     """Any sizes of lists and batches give what one by one gives; each image is embedded once."""
     eve = Eve(tiny_run("retrieval"))
-    source_images, texts = (
-        [noise(seed, 20 + seed, 30) for seed in range(5)],
-        [*TEXTS, " ".join(TEXTS), "a", TEXT, "red"],
-    )
+    source_images = [noise(seed, 20 + seed, 30) for seed in range(5)]
+    texts = [*TEXTS, " ".join(TEXTS), "a", TEXT, "red"]
     expected = np.array([[eve.match(image, text) for text in texts] for image in source_images])
     assert expected.std(0).min() > 1e-3
     assert expected.std(1).min() > 1e-3
@@ -78,17 +76,18 @@ def test_a_list_gives_a_list_and_neighbours_do_not_matter(call):
     }[call]
     eve = Eve(tiny_run({"answer": "vqa", "verify": "nlvr2"}.get(call, "masked"), task=task))
     columns = [images, images[::-1], texts] if call == "verify" else [images, texts]
-    method, passes = getattr(eve, call), []
+    method = getattr(eve, call)
+    passes = []
     hook(eve.task.encoder.text, lambda _: passes.append(1))
     expected = [numbers(method(*row)) for row in zip(*columns, strict=True)]
     assert all(row != pytest.approx(expected[0], abs=1e-4) for row in expected[1:])
     for batch_size in (2, 5, 64):
         passes.clear()
-        found = method(*columns, batch_size=batch_size)
+        results = method(*columns, batch_size=batch_size)
         assert len(passes) == -(-5 // batch_size)
-        for row, one in zip(found, expected, strict=True):
-            assert numbers(row).keys() == one.keys()
-            assert numbers(row) == pytest.approx(one, abs=1e-5)
+        for row, expected_row in zip(results, expected, strict=True):
+            assert numbers(row).keys() == expected_row.keys()
+            assert numbers(row) == pytest.approx(expected_row, abs=1e-5)
     same = method(images[0], *columns[1:])
     assert [numbers(row) for row in same] == [
         pytest.approx(numbers(method(images[0], *row)), abs=1e-5)
@@ -112,7 +111,9 @@ def numbers(result: Any) -> dict[str, float]:
         return {f"{place} {guess.text}": guess.probability for place, guess in guesses}
     if isinstance(result, Judgement):
         return {"true": result.probability}
-    return {getattr(each, "answer", None) or each.label: each.probability for each in result}
+    return {
+        getattr(answer, "answer", None) or answer.label: answer.probability for answer in result
+    }
 
 
 # Folders, tables and the like
@@ -147,7 +148,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_folders_and_tables_are_encoded_and_broken_rows_skipped(photos, monkeypatch):
-    eve, root = Eve(tiny_run("retrieval")), photos.parent
+    eve = Eve(tiny_run("retrieval"))
+    root = photos.parent
     paths = sorted(photos.rglob("*.png"))
     paths.remove(photos / "broken.png")
     paths.sort(key=lambda path: (path.parent != photos, path))
@@ -164,13 +166,13 @@ def test_folders_and_tables_are_encoded_and_broken_rows_skipped(photos, monkeypa
         (iter(["table.csv"]), ["table.csv:4"]),
         ([photos / "a.png", photos / "b.png", photos / "inner"], []),
     ):
-        found = eve.encode_image(source, batch_size=2)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-        assert [error.where for error in found.skipped] == skipped
-        assert found.names == expected.names or source == "shard.tar"
+        features = eve.encode_image(source, batch_size=2)
+        np.testing.assert_allclose(features, expected, atol=1e-5)
+        assert [error.where for error in features.skipped] == skipped
+        assert features.names == expected.names or source == "shard.tar"
     assert len(set(eve.encode_image("shard.tar").names)) == 5
-    found = eve.encode_image("table.jsonl", image_column="photo")
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    features = eve.encode_image("table.jsonl", image_column="photo")
+    np.testing.assert_allclose(features, expected, atol=1e-5)
     with pytest.raises(UserError, match="has no column 'foto'"):
         eve.encode_image("table.jsonl", image_column="foto")
     with pytest.raises(UserError, match=r"broken\.png: cannot decode"):
@@ -183,16 +185,16 @@ def test_texts_of_files_and_tables(photos, tmp_path):
     eve = Eve(tiny_run("retrieval"))
     (tmp_path / "lines.txt").write_text("\n".join(TEXTS))
     for source in (tmp_path / "lines.txt", [tmp_path / "lines.txt"], iter(TEXTS)):
-        found = eve.encode_text(source)
-        np.testing.assert_allclose(found, eve.encode_text(list(TEXTS)), atol=1e-5)
-        assert found.names == TEXTS
-    found = eve.encode_text(tmp_path / "table.jsonl", batch_size=3)
+        features = eve.encode_text(source)
+        np.testing.assert_allclose(features, eve.encode_text(list(TEXTS)), atol=1e-5)
+        assert features.names == TEXTS
+    features = eve.encode_text(tmp_path / "table.jsonl", batch_size=3)
     names = ["a.png", "b.png", "gone", "inner/c.png", "inner/d.png", "inner/thin.png"]
-    assert sorted(found.names) == sorted(
+    assert sorted(features.names) == sorted(
         [*names, *(f"a {name}" for name in names if name != "gone")]
     )
-    np.testing.assert_allclose(found, eve.encode_text(list(found.names)), atol=1e-5)
-    assert [error.where for error in found.skipped] == ["table.jsonl:7"]
+    np.testing.assert_allclose(features, eve.encode_text(list(features.names)), atol=1e-5)
+    assert [error.where for error in features.skipped] == ["table.jsonl:7"]
     assert eve.encode_text(tmp_path / "table.csv", text_column="caption").names == tuple(names)
     assert eve.encode_text(str(tmp_path / "lines.txt")).names == (
         str(tmp_path / "lines.txt"),
@@ -200,7 +202,8 @@ def test_texts_of_files_and_tables(photos, tmp_path):
 
 
 def test_arrays_and_iterators_of_images():
-    eve, array = Eve(tiny_run("retrieval")), np.stack([noise(seed) for seed in range(3)])
+    eve = Eve(tiny_run("retrieval"))
+    array = np.stack([noise(seed) for seed in range(3)])
     expected = np.concatenate([eve.encode_image(image) for image in array])
     tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
     for several in (
@@ -227,7 +230,9 @@ def test_arrays_and_iterators_of_images():
 
 
 def test_no_more_than_a_batch_is_read_ahead():
-    eve, read, batches = Eve(tiny_run("retrieval")), [0], []
+    eve = Eve(tiny_run("retrieval"))
+    read = [0]
+    batches = []
 
     def endless() -> Iterator[np.ndarray]:
         for seed in range(10):
@@ -241,7 +246,8 @@ def test_no_more_than_a_batch_is_read_ahead():
 
 def test_what_is_computed_from_features_is_a_plain_array():
     eve = Eve(tiny_run("retrieval"))
-    photos, text = eve.encode_image([noise(seed) for seed in range(4)]), eve.encode_text(TEXT)
+    photos = eve.encode_image([noise(seed) for seed in range(4)])
+    text = eve.encode_text(TEXT)
     scores = photos @ text[0]
     assert type(scores) is np.ndarray
     assert type(photos.mean()) is not type(photos)

@@ -25,7 +25,8 @@ def seeded() -> None:
 
 @pytest.mark.parametrize("num_targets", [5.0, torch.tensor(2.5)])
 def test_loss_of_masked_tokens_is_the_cross_entropy_over_the_number_of_targets(num_targets):
-    logits, targets = torch.randn(5, 7), torch.tensor([0, 6, 3, 3, 1])
+    logits = torch.randn(5, 7)
+    targets = torch.tensor([0, 6, 3, 3, 1])
     total = 0.0
     for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
         total -= math.log(softmax(row)[target])
@@ -34,7 +35,8 @@ def test_loss_of_masked_tokens_is_the_cross_entropy_over_the_number_of_targets(n
 
 
 def test_loss_of_masked_pixels_is_the_mean_squared_error():
-    predicted, target = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    predicted = torch.randn(2, 3, 4)
+    target = torch.randn(2, 3, 4)
     expected = np.mean((predicted.double().numpy() - target.double().numpy()) ** 2)
     loss = objectives.masked_pixels(predicted, target)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
@@ -42,10 +44,14 @@ def test_loss_of_masked_pixels_is_the_mean_squared_error():
 
 def test_losses_of_half_precision_are_those_of_float32():
     pixels, target_pixels = torch.randn(2, 2, 3, 4).bfloat16()
-    logits, targets = torch.randn(6, 9).bfloat16(), torch.randint(9, (6,))
-    answers, answer_targets = torch.randn(3, 4).bfloat16(), torch.rand(3, 4)
-    pair_logits, is_match = torch.randn(3, 2).bfloat16(), torch.tensor([True, False, True])
-    scores, is_true = torch.randn(3, 5).bfloat16(), torch.rand(3, 5) < 0.5
+    logits = torch.randn(6, 9).bfloat16()
+    targets = torch.randint(9, (6,))
+    answers = torch.randn(3, 4).bfloat16()
+    answer_targets = torch.rand(3, 4)
+    pair_logits = torch.randn(3, 2).bfloat16()
+    is_match = torch.tensor([True, False, True])
+    scores = torch.randn(3, 5).bfloat16()
+    is_true = torch.rand(3, 5) < 0.5
     losses = [
         (
             objectives.masked_pixels(pixels, target_pixels),
@@ -107,7 +113,8 @@ def test_balance_is_the_one_worked_out_by_hand(first, gate, expected):
 
 
 def test_balance_keeps_leading_axes():
-    first, gate = torch.rand(3, 4), torch.rand(3, 4)
+    first = torch.rand(3, 4)
+    gate = torch.rand(3, 4)
     num_tokens = torch.tensor([2.0, 3.0, 4.0])
     losses = objectives.balance(first, gate, num_tokens)
     for row in range(3):
@@ -125,8 +132,12 @@ def features(count: int) -> Tensor:
 
 @pytest.mark.parametrize("images", [[0, 1, 2, 3, 4], [0, 1, 0, 0, 4], [7, 7, 7, 7, 7]])
 def test_contrast_with_several_captions_of_an_image_equals_a_loop(images):
-    all_images, all_texts, image_C = features(5), features(5), torch.tensor(images)
-    image, text = all_images[:3], all_texts[:3]  # of this process; two are of another
+    all_images = features(5)
+    all_texts = features(5)
+    image_C = torch.tensor(images)
+    # of this process; two are of another
+    image = all_images[:3]
+    text = all_texts[:3]
     is_match = image_C[:3, None] == image_C
     target = objectives.even_targets(is_match)
     loss = objectives.contrastive(image, text, all_images, all_texts, target, torch.tensor(0.2))
@@ -135,7 +146,8 @@ def test_contrast_with_several_captions_of_an_image_equals_a_loop(images):
 
 
 def test_contrast_leaves_out_ignored_candidates():
-    images, texts = features(9), features(9)
+    images = features(9)
+    texts = features(9)
     image_C = torch.tensor([0, 1, 0, 3, 0, 5, 1, 7, 8])
     is_match = image_C[:4, None] == image_C
     is_ignored = is_match & (torch.arange(9) >= 4)
@@ -147,7 +159,8 @@ def test_contrast_leaves_out_ignored_candidates():
 
     total = 0.0
     for row in range(4):
-        query, counts = slice(row, row + 1), ~is_ignored[row]
+        query = slice(row, row + 1)
+        counts = ~is_ignored[row]
         total += slow_contrastive(
             images[query],
             texts[query],
@@ -165,7 +178,8 @@ def test_contrast_leaves_out_ignored_candidates():
 
 
 def test_contrast_is_the_one_worked_out_by_hand():
-    one_hot, ones = torch.eye(4), torch.ones(4, 4)
+    one_hot = torch.eye(4)
+    ones = torch.ones(4, 4)
     target = objectives.even_targets(torch.eye(4, dtype=torch.bool))
     temperature = torch.tensor(1.0)
     loss = objectives.contrastive(one_hot, one_hot, one_hot, one_hot, target, temperature)
@@ -175,13 +189,16 @@ def test_contrast_is_the_one_worked_out_by_hand():
 
 
 def test_autocast_and_half_precision_coarsen_neither_similarities_nor_singular_values():
-    image, text, temperature = features(5), features(5), torch.tensor(0.01)
+    image = features(5)
+    text = features(5)
+    temperature = torch.tensor(0.01)
     similarity = objectives.similarities(image, text, temperature)
     values = objectives.singular_values(image, text)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(objectives.similarities(image, text, temperature), similarity)
         assert torch.equal(objectives.singular_values(image, text), values)
-    image, text = image.bfloat16(), text.bfloat16()
+    image = image.bfloat16()
+    text = text.bfloat16()
     assert objectives.similarities(image, text, temperature).dtype == torch.float32
     assert objectives.singular_values(image, text).dtype == torch.float32
 
@@ -255,22 +272,23 @@ def test_hard_negatives_follow_the_softmax():
         assert observed == pytest.approx(share, abs=margin), column
 
 
-@pytest.mark.parametrize("own", [None, [5, 4, 3, 2]])
+@pytest.mark.parametrize("paired", [None, [5, 4, 3, 2]])
 @pytest.mark.parametrize("draw", [0.0, 0.3, 0.7, 1.0])
-def test_random_numbers_choose_the_first_column_whose_cumulative_weight_exceeds_them(own, draw):
-    similarity, is_match = torch.randn(4, 6) * 2, torch.rand(4, 6) < 0.3
+def test_random_numbers_choose_the_first_column_whose_cumulative_weight_exceeds_them(paired, draw):
+    similarity = torch.randn(4, 6) * 2
+    is_match = torch.rand(4, 6) < 0.3
     is_match[:, [0, 5]] = True  # a match at both ends
     is_match[:, 2] = False
     is_match[3] = True  # no negative
-    own_B = None if own is None else torch.tensor(own)
-    columns = objectives.hard_negatives(similarity, is_match, torch.full((4,), draw), own_B)
+    paired_B = None if paired is None else torch.tensor(paired)
+    columns = objectives.hard_negatives(similarity, is_match, torch.full((4,), draw), paired_B)
     for row in range(3):
         weights = slow_weights(similarity[row].tolist(), is_match[row].tolist())
         cumulative = np.cumsum(weights)
         above = np.flatnonzero(cumulative > draw * cumulative[-1])
         last = np.flatnonzero(weights)[-1]
         assert columns[row] == (above[0] if len(above) else last)
-    assert columns[3] == (3 if own is None else 2)
+    assert columns[3] == (3 if paired is None else 2)
     single = objectives.hard_negatives(similarity[:1], is_match[:1], torch.tensor([draw]))
     assert single.tolist() == columns[:1].tolist()
 
@@ -279,7 +297,8 @@ def test_random_numbers_choose_the_first_column_whose_cumulative_weight_exceeds_
 
 
 def test_matching_is_the_cross_entropy_of_two_classes():
-    logits, labels = torch.randn(5, 2), torch.tensor([True, False, False, True, True])
+    logits = torch.randn(5, 2)
+    labels = torch.tensor([True, False, False, True, True])
     total = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         total -= math.log(softmax(row)[label])
@@ -309,7 +328,9 @@ def test_loss_of_answers_is_the_entropy_summed_over_answers():
 
 def test_new_tensors_are_on_the_device_of_the_inputs():
     """The default device is another one here, and tensors of two devices do not mix."""
-    similarity, is_match, draw = torch.randn(3, 3), torch.eye(3, dtype=torch.bool), torch.rand(3)
+    similarity = torch.randn(3, 3)
+    is_match = torch.eye(3, dtype=torch.bool)
+    draw = torch.rand(3)
     with torch.device("meta"):
         assert objectives.hard_negatives(similarity, is_match, draw).device.type == "cpu"
         assert objectives.listwise_ranking(similarity, is_match).device.type == "cpu"

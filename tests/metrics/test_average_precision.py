@@ -15,7 +15,8 @@ from helpers.measured import measured, resampled_ends
 
 def slow_average_precision(scores: list[float], is_true: list[bool]) -> float:
     """Σ (Rₙ − Rₙ₋₁) Pₙ over the distinct scores as thresholds (scikit-learn's documentation)."""
-    total, last_recall = 0.0, 0.0
+    total = 0.0
+    last_recall = 0.0
     for threshold in sorted(set(scores), reverse=True):
         labels = [label for score, label in zip(scores, is_true, strict=True) if score >= threshold]
         recall = sum(labels) / sum(is_true)
@@ -60,7 +61,8 @@ def test_the_mean_is_over_classes_that_occur():
     is_true_RC = np.array([[True, False, False], [True, True, False], [False, False, False]])
     values = []
     for column in (0, 1):
-        scores, is_true = score_RC[:, column].tolist(), is_true_RC[:, column].tolist()
+        scores = score_RC[:, column].tolist()
+        is_true = is_true_RC[:, column].tolist()
         values.append(slow_average_precision(scores, is_true))
     assert ranking_summary(score_RC, is_true_RC) == {
         "num_rows": 3,

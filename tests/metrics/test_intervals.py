@@ -83,7 +83,8 @@ def test_the_ends_of_wilsons_interval_are_the_shares_that_the_test_just_accepts(
 
 
 def test_groups_of_a_share_give_the_n_that_independent_rows_would_need():
-    right, groups = [1, 1, 1, 0, 0, 0, 1, 1], list("aaabbbcc")
+    right = [1, 1, 1, 0, 0, 0, 1, 1]
+    groups = list("aaabbbcc")
     middle = 5 / 8
     sums = [(3 - 3 * middle) / 8, -3 * middle / 8, (2 - 2 * middle) / 8]
     variance = 3 / 2 * sum(value * value for value in sums)
@@ -197,7 +198,10 @@ def test_the_interval_of_a_mean_of_groups_equals_a_bootstrap():
 
 def test_intervals_hold_the_truth_95_times_in_100():
     rng = np.random.default_rng(3)
-    of_share, independent, grouped, ungrouped = [], [], [], []
+    of_share = []
+    independent = []
+    grouped = []
+    ungrouped = []
     for _ in range(400):
         of_share.append(contains(share(int(rng.binomial(60, 0.2)), 60), 0.2))
         independent.append(contains(mean(rng.exponential(size=80).tolist()), 1.0))
@@ -217,7 +221,8 @@ def test_shares_of_few_groups_and_near_the_ends_hold_the_truth(truth, num_groups
     """Rows of a group are alike. A percentile bootstrap holds 0.40 of 30 rows at 0.98."""
     rng = np.random.default_rng(4)
     group_R = np.repeat(np.arange(num_groups), 5)
-    independent, grouped = [], []
+    independent = []
+    grouped = []
     for _ in range(400):
         right_R = (rng.random(30) < truth).astype(float)
         independent.append(contains(mean(right_R), truth))
@@ -251,9 +256,11 @@ def test_differences_hold_the_truth_only_if_rows_of_an_image_are_one_group():
     def difference(names: Sequence[str], a: list[float], b: list[float]) -> float:
         return paired(dict(zip(names, a, strict=True)), dict(zip(names, b, strict=True)))
 
-    grouped, ungrouped = [], []
+    grouped = []
+    ungrouped = []
     for _ in range(300):
-        a, b = scores(), scores()
+        a = scores()
+        b = scores()
         grouped.append(contains(difference(grouped_names, a, b), 0.0))
         ungrouped.append(contains(difference(ungrouped_names, a, b), 0.0))
     assert np.mean(grouped) > 0.92
@@ -265,7 +272,8 @@ def test_differences_hold_the_truth_only_if_rows_of_an_image_are_one_group():
 
 @pytest.mark.parametrize("is_share", [False, True])
 def test_a_difference_of_shares_is_a_mean_of_groups_and_of_one_more_per_side(is_share):
-    gain_R, groups = np.array([0.1, -0.05, 0.2, 0.04, 0.01]), list("abbca")
+    gain_R = np.array([0.1, -0.05, 0.2, 0.04, 0.01])
+    groups = list("abbca")
     terms = [3 * 0.11, 3 * 0.15, 3 * 0.04]
     if is_share:
         terms += [1, -1]
@@ -452,7 +460,8 @@ def test_the_interval_of_balanced_accuracy_equals_a_bootstrap():
     right_R = (rng.random(300) < 0.7) | (true_R == "a")
 
     def balanced(sampled: list[int]) -> float:
-        right, true = right_R[sampled], true_R[sampled]
+        right = right_R[sampled]
+        true = true_R[sampled]
         return float(np.mean([right[true == name].mean() for name in "abc"]))
 
     number = classification.summary(right_R.tolist(), true_R.tolist())["balanced_acc"]
@@ -506,11 +515,13 @@ def test_the_interval_of_masked_tokens_equals_a_bootstrap_of_rows():
 def test_the_ends_of_a_mean_of_folds_add_up_as_errors_do():
     folds = []
     for value, n in ((1, 3), (2, 5)):
-        low, high = value - 0.3, value + 0.4
+        low = value - 0.3
+        high = value + 0.4
         folds.append(MeasuredValue(value, n=n, low=low, high=high, method="t", groups=2))
     number = measured(mean_of_folds(folds))
     assert (number, number.n, number.groups, number.method) == (1.5, 8, 4, "t")
-    below, above = math.sqrt(2 * 0.3**2) / 2, math.sqrt(2 * 0.4**2) / 2
+    below = math.sqrt(2 * 0.3**2) / 2
+    above = math.sqrt(2 * 0.4**2) / 2
     assert ends(number) == pytest.approx((1.5 - below, 1.5 + above))
     assert mean_of_folds([1.0, 2.0, 6.0]) == 3.0
     assert not isinstance(mean_of_folds([1.0, folds[0]]), MeasuredValue)

@@ -102,7 +102,8 @@ def test_a_constant_score_gets_chance(wanted):
 
 def test_a_constant_score_gets_chance_among_the_reranked():
     """Which candidates the first score ranks highest is arbitrary, but their number is four."""
-    image_ID, text_TD = torch.ones(6, 2), torch.ones(12, 2)
+    image_ID = torch.ones(6, 2)
+    text_TD = torch.ones(12, 2)
     matches = matches_of([[image] for image in range(6)], 12)
     topk_QK, first_QK = top_candidates(image_ID, text_TD, 4)
     before = best_ranks(image_ID, text_TD, matches)
@@ -210,7 +211,10 @@ def assert_equals_counting(query_QD: Tensor, candidate_CD: Tensor, matches: Matc
 
 def test_coco_5k_is_ranked_in_both_directions_in_little_memory():
     generator = torch.Generator().manual_seed(2)
-    num_images, num_texts, width, noise = 5000, 25000, 32, 3
+    num_images = 5000
+    num_texts = 25000
+    width = 32
+    noise = 3
     image_ID = torch.randint(-4, 5, (num_images, width), generator=generator).float()
     image_T = torch.arange(num_texts) // 5
     noise_TD = torch.randint(-noise, noise + 1, (num_texts, width), generator=generator)

@@ -111,7 +111,8 @@ def test_precisions_of_a_constant_score_are_chance():
 
 def slow_precision(scores: list[int], is_true: list[bool], k: int) -> float:
     """The mean over all orders of ties: the worth of each, times the places left for them."""
-    num_true, places_left = 0.0, k
+    num_true = 0.0
+    places_left = k
     for score in sorted(set(scores), reverse=True):
         ties = [
             right for right, candidate in zip(is_true, scores, strict=True) if candidate == score
@@ -159,7 +160,9 @@ def slow_recalls(scores: list[list[int]], matches: list[list[int]]) -> list[floa
 
 def test_folds_equal_five_small_evaluations():
     generator = random.Random(4)
-    size, num_images, num_texts = 6, 33, 80
+    size = 6
+    num_images = 33
+    num_texts = 80
     pairs = [(start, start) for start in range(0, num_images, size)]
     for text in range(num_texts):
         for _ in range(generator.choice([0, 1, 1, 2])):

@@ -33,7 +33,8 @@ def test_among_equal_scores_the_lower_index_comes_first(k):
 @pytest.mark.parametrize("k", [1, 3, 10, 1000])
 def test_memory_and_blocks_give_the_full_sort(k, num_wanted):
     rng = np.random.default_rng(k)
-    num_queries, num_candidates = 300, 90
+    num_queries = 300
+    num_candidates = 90
     query_QD = rng.integers(-2, 3, size=(num_queries, 3)).astype(np.float32)
     candidate_CD = rng.integers(-2, 3, size=(num_candidates, 3)).astype(np.float16)
     is_wanted_C = np.zeros(num_candidates, dtype=bool)

@@ -19,7 +19,11 @@ from eve_vl.model.tokens import Tokens
 from helpers.tiny_encoder import torch_twin
 from helpers.twins import randomize
 
-B, N, M, D, H = 3, 5, 7, 16, 2
+B = 3
+N = 5
+M = 7
+D = 16
+H = 2
 LENGTHS = (7, 3, 4)
 IS_PADDING_BM = torch.arange(M) >= torch.tensor(LENGTHS)[:, None]
 

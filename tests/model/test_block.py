@@ -15,7 +15,8 @@ from eve_vl.model.feed_forward import FeedForward
 from helpers.tiny_encoder import SIZES, VOCAB, encoder, model_config
 from helpers.twins import in_rows, randomize
 
-DIM, HEADS = 16, 2
+DIM = 16
+HEADS = 2
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,8 @@ def seeded() -> None:
 
 
 def test_drop_path_drops_whole_samples_at_its_rate_and_keeps_the_mean():
-    num_samples, rate = 20_000, 0.3
+    num_samples = 20_000
+    rate = 0.3
     x_SD, rows = in_rows(torch.ones(num_samples, 2, 3), 1)
     assert drop_path(x_SD, rows, rate, training=False) is x_SD
     assert drop_path(x_SD, rows, 0.0, training=True) is x_SD

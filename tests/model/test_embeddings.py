@@ -27,7 +27,8 @@ def test_projection_of_patches_equals_a_strided_convolution():
 
 
 def test_image_embedding_adds_cls_positions_and_type():
-    embedding, images = encoder().image, pixels(2)
+    embedding = encoder().image
+    images = pixels(2)
     positions = embedding.get_parameter("positions")
     assert embedding.cls is not None
     tokens = embedding(images)
@@ -43,12 +44,14 @@ def test_image_embedding_adds_cls_positions_and_type():
 
 
 def test_dropped_patches_leave_the_others_their_own_positions():
-    embedding, images = encoder().image, pixels()
+    embedding = encoder().image
+    images = pixels()
     keep = torch.stack([torch.randperm(16)[:5].sort().values for _ in range(3)])
-    whole, kept = embedding(images).x_BND, embedding(images, keep).x_BND
-    torch.testing.assert_close(kept[:, :1], whole[:, :1])
+    whole = embedding(images).x_BND
+    states_of_kept = embedding(images, keep).x_BND
+    torch.testing.assert_close(states_of_kept[:, :1], whole[:, :1])
     expected = gather_patches(whole[:, 1:], keep)
-    torch.testing.assert_close(kept[:, 1:], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(states_of_kept[:, 1:], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_text_embedding_adds_positions_and_type_to_normed_words():

@@ -53,7 +53,8 @@ def test_padding_and_other_rows_of_a_batch_never_change_real_tokens():
                 padded.x_BND[b, real], plain.x_BND[b, real], rtol=1e-4, atol=1e-5
             )
         for stats, plain_stats in zip(*padded.routers, *plain.routers, strict=True):
-            sums, plain_sums = router_sums(stats), router_sums(plain_stats)
+            sums = router_sums(stats)
+            plain_sums = router_sums(plain_stats)
             assert torch.equal(sums.first_E, plain_sums.first_E)
             torch.testing.assert_close(sums.gate_E, plain_sums.gate_E)
 

@@ -18,7 +18,8 @@ from eve_vl.model.tokens import Tokens, index_tokens, join
 from helpers.tiny_encoder import SIZES, VOCAB, encoder, model_config, pixels, text_batch
 from helpers.twins import randomize, router_sums
 
-B, NUM_IMAGE = 3, 17
+B = 3
+NUM_IMAGE = 17
 POLICIES = [("modality", "moe"), ("shared", "shared"), ("moe", "modality")]
 KINDS = ["image", "text", "pair", "pair without padding"]
 

@@ -22,7 +22,8 @@ def test_on_a_cpu_the_grouped_product_takes_float32_in_whole_16_bytes():
 
 @pytest.mark.parametrize("width", [8, 6], ids=["grouped product", "fallback"])
 def test_rows_are_multiplied_by_the_matrix_of_their_group(width):
-    x_RI, weight_EOI = torch.randn(5, width), torch.randn(3, 12, width)
+    x_RI = torch.randn(5, width)
+    weight_EOI = torch.randn(3, 12, width)
     expected = torch.cat([x_RI[:2] @ weight_EOI[0].t(), x_RI[2:] @ weight_EOI[2].t()])
     y_RO = grouped_linear(x_RI, weight_EOI, torch.tensor([2, 0, 3]))
     torch.testing.assert_close(y_RO, expected)
@@ -69,7 +70,8 @@ def test_rows_are_tiled_only_in_bfloat16_on_a_cpu(dtype, num_rows, device, tile)
 def test_experts_compute_in_the_type_of_their_rows(dtype, tolerance):
     experts = random_moe(experts=4).experts
     counts_E = torch.tensor([3, 0, 40, 1])
-    x_RD, expert_R = torch.randn(44, 8), torch.arange(4).repeat_interleave(counts_E)
+    x_RD = torch.randn(44, 8)
+    expert_R = torch.arange(4).repeat_interleave(counts_E)
     y_RD = experts(x_RD.to(dtype), expert_R, counts_E)
     assert y_RD.dtype == dtype
     for row, expert in enumerate(expert_R.tolist()):

@@ -15,7 +15,9 @@ from eve_vl.model.reference_moe import ReferenceMoE
 from helpers.tiny_encoder import SIZES, VOCAB, model_config, slow_norm
 from helpers.twins import in_rows, randomize, slow_ffn, slow_moe
 
-B, N, D = 2, 7, 16
+B = 2
+N = 7
+D = 16
 NUM_PATCHES = 16
 
 
@@ -78,9 +80,11 @@ def slow_branch(block: Block, x_D: Tensor, *, is_text: bool) -> Tensor:
     if isinstance(ffn, PairFeedForward):
         return slow_ffn(slow_norm(ffn.norm_vl, x_D), *ffn.vl.parameters())
     if isinstance(ffn, ModalityFeedForward):
-        norm, network = ffn.norm_image, ffn.image
+        norm = ffn.norm_image
+        network = ffn.image
         if is_text:
-            norm, network = ffn.norm_text, ffn.text
+            norm = ffn.norm_text
+            network = ffn.text
         return slow_ffn(slow_norm(norm, x_D), *network.parameters())
     normed_D = slow_norm(block.norm2, x_D)
     if isinstance(ffn, MoE):

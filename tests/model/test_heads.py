@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from eve_vl.model.heads import ContrastHead, ITMHead, MLPHead, PairedAttentionHead, TokenHead
 from helpers.twins import randomize
 
-D, HEADS = 8, 2
+D = 8
+HEADS = 2
 LENGTHS = (7, 4, 5)
 
 

@@ -29,7 +29,9 @@ from helpers.twins import (
 )
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-B, N, D = 3, 7, 8
+B = 3
+N = 7
+D = 8
 NUM_IMAGE = 4  # tokens of N
 NUM_REAL = 18  # tokens that are not padding
 

@@ -12,8 +12,14 @@ from eve_vl.model.attention import Attention
 from eve_vl.model.packing import PackedTokens
 from eve_vl.model.tokens import Tokens
 
-B, N, H, D = 3, 5, 2, 8
-IMAGE, TEXT, PAIR = N, 0, 2  # image tokens among N
+B = 3
+N = 5
+H = 2
+D = 8
+# image tokens among N
+IMAGE = N
+TEXT = 0
+PAIR = 2
 
 
 class Gathers(TorchDispatchMode):

@@ -11,7 +11,10 @@ from eve_vl.model.tokens import Tokens
 from helpers.tiny_encoder import LENGTHS, SIZES, model_config, text_batch
 from helpers.twins import in_rows, randomize
 
-DIM, HEADS, NUM_PATCHES, NUM_KEPT = 8, 2, 16, 4
+DIM = 8
+HEADS = 2
+NUM_PATCHES = 16
+NUM_KEPT = 4
 
 
 def test_positions_are_sines_and_cosines_of_row_and_column():

@@ -15,7 +15,10 @@ from eve_vl.model.router import chosen_ME
 from eve_vl.model.tokens import Tokens
 from helpers.twins import in_rows, randomize, slow_ffn
 
-B, N, D, E = 3, 7, 8, 4
+B = 3
+N = 7
+D = 8
+E = 4
 NUM_IMAGE = 4  # tokens of N
 WEIGHTS = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 

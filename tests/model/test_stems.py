@@ -63,11 +63,13 @@ def test_channels_double_up_to_the_fourth_convolution(patch_size, widths):
 
 
 def test_convolutions_see_nothing_of_masked_patches():
-    embedding, images = conv_embedding(), pixels(2)
+    embedding = conv_embedding()
+    images = pixels(2)
     keep = torch.tensor([[0, 5, 15], [1, 2, 12]])
     before = embedding(images, keep).x_BND
     for patch in range(16):
-        row, column = 4 * (patch // 4), 4 * (patch % 4)
+        row = 4 * (patch // 4)
+        column = 4 * (patch % 4)
         changed = images.clone()
         changed[:, :, row : row + 4, column : column + 4] += 1
         after = embedding(changed, keep).x_BND

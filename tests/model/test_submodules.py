@@ -58,7 +58,8 @@ def test_a_twin_computes_what_a_deep_copy_with_another_part_does(name):
     changed = copy.deepcopy(module)
     holder = changed.get_submodule(parent)
     setattr(holder, last, Double(changed.get_submodule(name)))
-    parts, before = dict(module.named_modules()), module(X)
+    parts = dict(module.named_modules())
+    before = module(X)
     twin = replace_submodules(module, {name: Double(module.get_submodule(name))})
     assert torch.equal(twin(X), changed(X))
     assert not torch.equal(twin(X), before)
@@ -70,8 +71,8 @@ def test_a_twin_computes_what_a_deep_copy_with_another_part_does(name):
 def test_a_twin_shares_all_weights(name):
     module = tree()
     twin = replace_submodules(module, {name: Double(module.get_submodule(name))})
-    own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-    assert {id(tensor) for tensor in (*twin.parameters(), *twin.buffers())} == own
+    tensor_ids = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    assert {id(tensor) for tensor in (*twin.parameters(), *twin.buffers())} == tensor_ids
     twin(X).sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
     module.zero_grad()
@@ -121,5 +122,5 @@ def test_eight_threads_make_and_use_twins_of_one_module():
     one_by_one = [both(job) for job in jobs]
     with ThreadPoolExecutor(8) as pool:
         at_once = list(pool.map(both, jobs))
-    for found, alone in zip(at_once, one_by_one, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
+    for twin, alone in zip(at_once, one_by_one, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(twin, alone, strict=True))

@@ -40,30 +40,31 @@ def config_of(name: str, **train: object):
 
 @pytest.mark.parametrize("name", ["tiny", "demo_retrieval", "demo_nlvr2"])
 def test_arithmetic_is_what_torch_counts_but_for_padding(name, monkeypatch):
-    counter, time_steps = FlopCounterMode(display=False), bench._time_steps
+    counter = FlopCounterMode(display=False)
+    time_steps = bench._time_steps
 
     def counted_steps(*args: Any) -> Any:
         with sdpa_kernel(SDPBackend.MATH), counter:
             return time_steps(*args)
 
     monkeypatch.setattr(bench, "_time_steps", counted_steps)
-    found = bench.bench(config_of(name), 1)
+    speed = bench.bench(config_of(name), 1)
     counted = counter.get_total_flops() / ((bench.WARM_UP_STEPS + 1) * 8)
-    assert 0.75 * counted < found["flops_per_row"] < 1.02 * counted
-    assert found["flops_per_second"] == pytest.approx(
-        found["flops_per_row"] * 8 / found["seconds"]["step"]
+    assert 0.75 * counted < speed["flops_per_row"] < 1.02 * counted
+    assert speed["flops_per_second"] == pytest.approx(
+        speed["flops_per_row"] * 8 / speed["seconds"]["step"]
     )
-    assert 1 + 16 + 5 < found["tokens_per_second"] / found["rows_per_second"] < 2 * (1 + 16) + 32
+    assert 1 + 16 + 5 < speed["tokens_per_second"] / speed["rows_per_second"] < 2 * (1 + 16) + 32
 
 
 def test_parts_of_a_step_add_up_also_where_it_accumulates():
-    found = bench.bench(config_of("tiny", accumulation=2, batch_size=16), 3)
-    step, *parts = found["seconds"].values()
-    assert list(found["seconds"]) == ["step", "forward", "backward", "optimizer"]
+    speed = bench.bench(config_of("tiny", accumulation=2, batch_size=16), 3)
+    step, *parts = speed["seconds"].values()
+    assert list(speed["seconds"]) == ["step", "forward", "backward", "optimizer"]
     assert 0.6 * step < sum(parts) <= 1.2 * step  # medians
-    assert found["rows"] == 16
-    assert found["loader_share"] == pytest.approx(
-        found["rows_per_core_second"] / found["loader_rows_per_core_second"]
+    assert speed["rows"] == 16
+    assert speed["loader_share"] == pytest.approx(
+        speed["rows_per_core_second"] / speed["loader_rows_per_core_second"]
     )
 
 
@@ -83,9 +84,10 @@ def test_the_verb_says_and_writes_what_it_measured(tmp_path: Path, capsys, monke
             "speed.json",
         ]
     )
-    said, values = capsys.readouterr().out, json.loads(Path("speed.json").read_text())
+    printed = capsys.readouterr().out
+    values = json.loads(Path("speed.json").read_text())
     assert values["mfu"] == pytest.approx(values["flops_per_second"] / PEAK)
-    assert f"MFU {values['mfu']:.3f} of 1,000 GFLOP/s, by the test" in said.replace("\n", " ")
+    assert f"MFU {values['mfu']:.3f} of 1,000 GFLOP/s, by the test" in printed.replace("\n", " ")
     assert values["memory"] > 100 * 2**20
     assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
 

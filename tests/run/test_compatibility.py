@@ -61,7 +61,8 @@ def test_the_numbers_are_those_of_then(path, eve, tmp_path, monkeypatch):
         tmp_path / "now.json",
     )
     assert done.returncode == 0, done.stderr
-    now, then = json.loads((tmp_path / "now.json").read_text()), json.loads(path.read_text())
+    now = json.loads((tmp_path / "now.json").read_text())
+    then = json.loads(path.read_text())
     assert {name: now[name] for name in then} == pytest.approx(then, rel=1e-4, abs=1e-6)
 
 
@@ -85,7 +86,8 @@ def test_a_run_of_then_goes_on(eve, tmp_path):
     done = eve("pretrain", "tiny", *SHAPES.split(), "--out", run)
     assert done.returncode == 0, done.stderr
     assert "resuming from step 3 of 6" in done.stdout
-    now, then = read_log(run), read_log(COMPAT / "pretrain")
+    now = read_log(run)
+    then = read_log(COMPAT / "pretrain")
     now = [
         row for row in now if row["kind"] != "note"
     ]  # the verdict, which earlier versions did not give

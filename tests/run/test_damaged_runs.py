@@ -243,8 +243,8 @@ def damage(run: Path, name: str, *uses: Callable[[Path], object]) -> None:
     @given(odd_file(path))
     def try_out(content: bytes) -> None:
         path.write_bytes(content)
-        for each in uses:
-            only_user_errors(functools.partial(each, run), path)
+        for use in uses:
+            only_user_errors(functools.partial(use, run), path)
 
     try:
         try_out()
@@ -476,13 +476,15 @@ def test_half_a_bad_row_does_not_swallow_the_next(tmp_path: Path):
         '{"where": "a", "reason": "b"}\n{"where": "c", "rea'
     )
     errors = [BadSampleError("c", "d") for _ in range(3)]
-    errors[1].row, errors[2].row = "0:7", "1:7"  # of two files of one name
+    # of two files of one name
+    errors[1].row = "0:7"
+    errors[2].row = "1:7"
     BadSamples(tmp_path, num_rows=9, max_share=1, writes=True).add(
         [*errors, BadSampleError("a", "b")], num_seen=1
     )
     BadSamples(tmp_path, num_rows=9, max_share=1, writes=True).add(errors, num_seen=1)
-    found = [(row["where"], row["reason"]) for row in read_bad_samples(tmp_path).values()]
-    assert found == [("a", "b"), *[("c", "d")] * 3]
+    rows = [(row["where"], row["reason"]) for row in read_bad_samples(tmp_path).values()]
+    assert rows == [("a", "b"), *[("c", "d")] * 3]
 
 
 def test_what_was_said_before_a_crash_is_not_said_again(tmp_path: Path):

@@ -57,9 +57,9 @@ def recipe(name: str) -> Config:
 @pytest.mark.parametrize("name", BY_HAND)
 def test_flops_are_those_counted_by_hand(name):
     flops = inspect_config(recipe(name)).flops
-    found = sum(count for part, count in flops.items() if part not in HEADS)
-    assert found / 1e6 == pytest.approx(BY_HAND[name], rel=0.002)
-    assert sum(flops.values()) < 1.15 * found
+    total = sum(count for part, count in flops.items() if part not in HEADS)
+    assert total / 1e6 == pytest.approx(BY_HAND[name], rel=0.002)
+    assert sum(flops.values()) < 1.15 * total
     assert flops.keys() - {"losses"} <= inspect_config(recipe(name)).parameters.keys()
 
 

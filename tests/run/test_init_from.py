@@ -56,7 +56,8 @@ ALL_TASKS = {
 
 @pytest.mark.parametrize(("section", "head"), ALL_TASKS.values(), ids=ALL_TASKS)
 def test_encoder_comes_along_and_the_head_is_new(section, head):
-    source, task = weights(PRETRAINED), build(tiny_config(task=section))
+    source = weights(PRETRAINED)
+    task = build(tiny_config(task=section))
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     done = transfer(source, task, "run/best")
     assert done.resized is None
@@ -71,7 +72,8 @@ def test_encoder_comes_along_and_the_head_is_new(section, head):
 
 
 def test_a_contrast_that_was_learnt_before_comes_along():
-    source, task = weights(CONTRASTED), build(tiny_config(task=RetrievalConfig()))
+    source = weights(CONTRASTED)
+    task = build(tiny_config(task=RetrievalConfig()))
     done = transfer(source, task, "run")
     assert not done.new
     assert model_parts(done.unused) == "token_head"
@@ -90,29 +92,28 @@ def test_the_same_task_goes_on_and_another_answer_list_starts_its_last_layer_ane
 
 
 def test_positions_of_images_are_resized():
-    source, task = (
-        weights(PRETRAINED),
-        build(tiny_config(input={"image_size": 24}, task=VQAConfig())),
-    )
+    source = weights(PRETRAINED)
+    task = build(tiny_config(input={"image_size": 24}, task=VQAConfig()))
     done = transfer(source, task, "run")
     assert done.resized == "positions resized from 16 to 36 patches"
-    found = task.state_dict()[POSITIONS]
-    assert torch.equal(found[0], source[POSITIONS][0])
+    positions = task.state_dict()[POSITIONS]
+    assert torch.equal(positions[0], source[POSITIONS][0])
     grid = source[POSITIONS][1:].T.reshape(1, 16, 4, 4)
     expected = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False).flatten(2)[0].T
-    torch.testing.assert_close(found[1:], expected)
+    torch.testing.assert_close(positions[1:], expected)
     assert POSITIONS not in done.new | done.unused
 
 
 @pytest.mark.parametrize(("length", "done"), [(9, "cut"), (20, "extended")])
 def test_positions_of_texts_are_cut_or_extended(length: int, done: str):
-    name, source = "encoder.text.positions", weights(PRETRAINED)
+    name = "encoder.text.positions"
+    source = weights(PRETRAINED)
     task = build(tiny_config(input={"text_length": length}, task=VQAConfig()))
-    found = transfer(source, task, "run")
-    assert found.resized == f"text positions {done} from 12 to {length} tokens"
+    transferred = transfer(source, task, "run")
+    assert transferred.resized == f"text positions {done} from 12 to {length} tokens"
     rows = [source[name][min(place, 11)] for place in range(length)]
     assert torch.equal(task.state_dict()[name], torch.stack(rows))
-    assert name not in found.new | found.unused
+    assert name not in transferred.new | transferred.unused
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,8 @@ def test_another_vocabulary_is_refused():
 )
 def test_named_parts_of_the_encoder_may_start_at_random(model, pattern, new):
     """What they name but fits is taken all the same."""
-    source, task = weights(PRETRAINED), build(tiny_config(model=model, task=VQAConfig()))
+    source = weights(PRETRAINED)
+    task = build(tiny_config(model=model, task=VQAConfig()))
     with pytest.raises(UserError, match=r"name what may start at random: --init-allow-missing$"):
         transfer(source, task, "run")
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
@@ -216,7 +218,8 @@ def test_other_parts_than_the_named_ones_may_not_be_lacking():
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
-    task, source = build(tiny_config(task=VQAConfig())), weights(PRETRAINED)
+    task = build(tiny_config(task=VQAConfig()))
+    source = weights(PRETRAINED)
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     words = r"^init_allow_missing: 'encoder\.norm\.wait' matches no parameter; the nearest: 'encoder\.norm\.weight', "
     with pytest.raises(UserError, match=words):
@@ -242,8 +245,8 @@ def test_rows_of_other_answers_are_not_taken_over(answers, new, tmp_path: Path):
     before = tiny_run("vqa")
     config = replace(before.config, init=write_run(before, tmp_path / "before"))
     task = build_task(config, before.tokenizer, answers)
-    found, _ = start_from(config, task)
-    assert set(found) == new
+    new_names, _ = start_from(config, task)
+    assert set(new_names) == new
     taken = {
         name
         for name, tensor in task.state_dict().items()
@@ -279,11 +282,12 @@ def test_experts_start_from_the_networks_of_the_modalities_and_compute_the_same(
     done = transfer(dense.state_dict(), sparse, "there")
     assert done.resized == f"experts from the networks of blocks {', '.join(map(str, range(1, 3)))}"
     assert not done.new and not done.unused
-    pixels_BCHW, ids_BT = torch.rand(3, 3, 16, 16) * 2 - 1, torch.randint(3, 30, (3, 7))
+    pixels_BCHW = torch.rand(3, 3, 16, 16) * 2 - 1
+    ids_BT = torch.randint(3, 30, (3, 7))
     encoders = dense.encoder, sparse.encoder
     states = [
-        each.encode(each.image(pixels_BCHW), each.text(ids_BT, ids_BT > 30)).x_BND
-        for each in encoders
+        encoder.encode(encoder.image(pixels_BCHW), encoder.text(ids_BT, ids_BT > 30)).x_BND
+        for encoder in encoders
     ]
     torch.testing.assert_close(*states, rtol=0, atol=2e-3)  # the router has a little noise
     router = sparse.get_parameter("encoder.blocks.2.ffn.router.weight")
@@ -302,6 +306,7 @@ def test_experts_start_from_the_networks_of_the_modalities_and_compute_the_same(
     ids=str,
 )
 def test_experts_that_cannot_hold_the_networks_are_another_encoder(shape: dict):
-    dense, sparse = masked({"deep_ffn": "modality"}), masked(shape | {"deep_ffn": "moe"})
+    dense = masked({"deep_ffn": "modality"})
+    sparse = masked(shape | {"deep_ffn": "moe"})
     with pytest.raises(UserError, match="its encoder does not fit this model"):
         transfer(dense.state_dict(), sparse, "there")

@@ -26,13 +26,14 @@ def test_memory_is_that_of_real_processes(tmp_path: Path):
     for world in (1, WORLD):
         in_world(world, tmp_path, measure)
     for name, train in {**ALONE, **TOGETHER}.items():
-        config, gpus = config_of(**train), WORLD if name in TOGETHER else 1
+        config = config_of(**train)
+        gpus = WORLD if name in TOGETHER else 1
         sizes = Sizes(vocab_size=config.tokenizer.vocab_size)
         with torch.device("meta"):
             task = build_untrained(config, sizes)
         layout = Layout(gpus=gpus, shards=name.startswith("shard"))
-        kept = kept_bytes(config, sizes).of(config.train.checkpoint_activations) / gpus
-        planned = sum(step_memory(config, task, layout, kept).values())
+        kept_for_backward = kept_bytes(config, sizes).of(config.train.checkpoint_activations) / gpus
+        planned = sum(step_memory(config, task, layout, kept_for_backward).values())
         for rank in range(gpus):
             measured = json.loads((tmp_path / f"{gpus}_{rank}.json").read_text())
             assert planned == pytest.approx(measured[name], rel=0.15), name
@@ -43,16 +44,16 @@ def test_fewest_micro_batches_that_fit_are_chosen(shift):
     """The limit is just below or above what the recipe's own micro-batch takes."""
     config = config_of(batch_size=16)
     whole = plan(config, 4, 2, 2**40)
-    assert [(each.name, each.accumulation, each.rows) for each in whole] == [
+    assert [(layout.name, layout.accumulation, layout.rows) for layout in whole] == [
         *(("replicate", 1, 4), ("shard", 1, 4)),
         *(("replicate, recomputed", 1, 4), ("shard, recomputed", 1, 4)),
     ]
     launch = "torchrun --nnodes 2 --node-rank N --master-addr HOST --nproc-per-node 2 -m eve_vl pretrain demo"
     assert command("demo", config, config, whole) == launch
     limit = sum(whole[1].memory.values())
-    chosen = {each.name: each for each in plan(config, 4, 2, limit + shift)}
+    chosen = {layout.name: layout for layout in plan(config, 4, 2, limit + shift)}
     assert chosen["shard"].accumulation == (2 if shift < 0 else 1)
-    assert all(each.fits for each in chosen.values())
+    assert all(layout.fits for layout in chosen.values())
     flags = command("demo", config, config, [chosen["shard, recomputed"]]).partition(" demo ")[2]
     assert flags == "--train.layout shard --train.checkpoint-activations"
     begun = dataclasses.replace(config, init=Path("runs/p"))
@@ -66,22 +67,23 @@ def test_fewest_micro_batches_that_fit_are_chosen(shift):
         "a b",
     ]
     few = plan(config, 4, 2, 1)
-    assert not any(each.fits for each in few)
-    assert {each.accumulation for each in few} == {4}
+    assert not any(layout.fits for layout in few)
+    assert {layout.accumulation for layout in few} == {4}
 
 
 def test_traffic_is_that_of_rings():
     config = config_of(accumulation=2)
     with torch.device("meta"):
         task = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size))
-    task.find_unused_parameters, size = False, 4 * sum(each.numel() for each in task.parameters())
+    task.find_unused_parameters = False
+    size = 4 * sum(parameter.numel() for parameter in task.parameters())
     assert step_traffic(config, task, Layout(gpus=1)) == {"process": 0, "machine": 0}
     assert step_traffic(config, task, Layout(gpus=4)) == {"process": 2 * size * 3 / 4, "machine": 0}
     assert {*step_traffic(config, task, Layout(gpus=4, machines=2)).values()} == {2 * size * 7 / 8}
     # weights are gathered once, gradients scattered twice, and each process sums a quarter of them
     # with the other machine
-    found = step_traffic(config, task, Layout(gpus=4, machines=2, shards=True))
-    assert found == {"process": 3 * size * 3 / 4 + size / 4, "machine": size}
+    traffic = step_traffic(config, task, Layout(gpus=4, machines=2, shards=True))
+    assert traffic == {"process": 3 * size * 3 / 4 + size / 4, "machine": size}
 
 
 def test_the_verb_prints_a_table_and_a_command(tmp_path: Path, capsys):
@@ -98,15 +100,15 @@ def test_the_verb_prints_a_table_and_a_command(tmp_path: Path, capsys):
         "8",
     ]
     main([*words, "--json", str(tmp_path / "plan.json")])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     launch = "torchrun --nnodes 2 --node-rank N --master-addr HOST --nproc-per-node 2 -m eve_vl pretrain tiny"
-    assert f"{launch} --train.batch-size 8" in " ".join(said.split())
+    assert f"{launch} --train.batch-size 8" in " ".join(printed.split())
     assert all(
-        kind in said for kind in ("GiB of memory per GPU", "activations", "GB sent by a machine")
+        kind in printed for kind in ("GiB of memory per GPU", "activations", "GB sent by a machine")
     )
-    (first, *others) = json.loads((tmp_path / "plan.json").read_text())["layouts"]
+    (first, *further) = json.loads((tmp_path / "plan.json").read_text())["layouts"]
     assert first["layout"] == {"gpus": 2, "machines": 2, "shards": False}
-    assert (len(others), first["rows"], first["accumulation"]) == (3, 2, 1)
+    assert (len(further), first["rows"], first["accumulation"]) == (3, 2, 1)
     main(["plan", "tiny", "--memory", "0.001"])
     assert "no layout fits" in capsys.readouterr().out
 

@@ -29,7 +29,8 @@ from eve_vl.utils.launcher import ProcessPlace
 from helpers.twins import ListSource, noise, pairs, tiny_config
 from helpers.vlmo import tiny_vlmo
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
+GPU = torch.device("cuda")
 
 
 def built(config: Config) -> Task[Any]:
@@ -45,21 +46,25 @@ def test_rows_are_those_of_each_source():
     config = replace(
         tiny_config(), data=replace(tiny_config().data, train=("a", "b"), val=("c",), val_samples=5)
     )
-    a, b, c = pairs(3), pairs(1234), pairs(9)
+    a = pairs(3)
+    b = pairs(1234)
+    c = pairs(9)
     assert data_lines(config, [a, b], [c]) == [
         "training data: 3 rows of a, 1,234 rows of b",
         "validation data: 9 rows of c, 5 of them used",
     ]
     config = replace(config, data=replace(config.data, val=(HELD_OUT,), val_samples=50))
-    whole, more = pairs(1234), ""
-    for num_left in (0, 1, 6):
-        part: Any = Subset(whole, range(12 + num_left, 1234))  # pyright: ignore[reportArgumentType]
-        if num_left:
-            more = f" left out: {'1 row that shows' if num_left == 1 else '6 rows that show'} a held-out image too;"
+    whole = pairs(1234)
+    removals = {
+        0: "",
+        1: " left out: 1 row that shows a held-out image too;",
+        6: " left out: 6 rows that show a held-out image too;",
+    }
+    for num_removed, note in removals.items():
+        part: Any = Subset(whole, range(12 + num_removed, 1234))  # pyright: ignore[reportArgumentType]
         assert data_lines(config, [part], [pairs(12)])[1] == (
-            f"validation data: 12 of 1,234 rows held out, 1.0%;{more} fewer than 100 rows give "
-            "wide intervals, "
-            "--data.val-fraction 0.09 keeps more"
+            f"validation data: 12 of 1,234 rows held out, 1.0%;{note} fewer than 100 rows give "
+            "wide intervals, --data.val-fraction 0.09 keeps more"
         )
 
 
@@ -113,10 +118,8 @@ def test_texts_that_are_cut_are_told():
     )
     relative = replace(config, init=Path("runs/a"), model=tiny_vlmo())
     assert cut_texts(relative, tokenizer, [rows])[0] == said + "as runs/a reads them"
-    longer, whole = (
-        replace(config, input=replace(config.input, text_length=10)),
-        Tokenizer.train(["a ab abc abcdefgh"] * 9, 300),
-    )
+    longer = replace(config, input=replace(config.input, text_length=10))
+    whole = Tokenizer.train(["a ab abc abcdefgh"] * 9, 300)
     assert cut_texts(longer, tokenizer, [rows, []]) == [larger]
     assert not cut_texts(longer, whole, [[replace(rows[0], captions=("abc ab abcdefgh",))]])
     assert check_lines(longer, tokenizer, [rows]) == [
@@ -177,16 +180,17 @@ def test_memory_of_shards_is_that_of_one_machine(monkeypatch):
     """Of 8 processes in shards, machines of 4 have two copies of all weights; one to a machine, or
     uneven, share them all."""
     config = with_train(batch_size=8, layout="shard", ema_decay=0.0)
-    task, found = built(config), {}
+    task = built(config)
+    memory = {}
     monkeypatch.setattr("eve_vl.run.startup_summary.processes.world_size", lambda: 8)
     monkeypatch.setattr("eve_vl.run.startup_summary.kept_bytes", lambda *_: KeptBytes())
     for here in ("8", "4", "3", "1"):
         place = ProcessPlace(world_size=8, local_world_size=int(here))
         monkeypatch.setattr("eve_vl.run.startup_summary.process_place", lambda place=place: place)
-        found[here] = expected_memory(config, task)
+        memory[here] = expected_memory(config, task)
     num = sum(parameter.numel() for parameter in task.parameters())
-    assert found["8"] == found["3"] == found["1"]
-    assert found["4"] - found["8"] == pytest.approx(
+    assert memory["8"] == memory["3"] == memory["1"]
+    assert memory["4"] - memory["8"] == pytest.approx(
         16 * num * (1 / 4 - 1 / 8) + 8 * num * (1 / 4 - 1 / 8)
     )
 

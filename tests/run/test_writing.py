@@ -19,21 +19,21 @@ def test_the_average_of_three_runs(eve, tmp_path: Path):
         write_run(run, tmp_path / str(number))
     done = eve("average", "0", "1", "2", "--out", "mean")
     assert done.returncode == 0 and "the average of 3 runs" in done.stdout
-    found = Eve.load(tmp_path / "mean")
-    for name, tensor in found.run.task.state_dict().items():
-        one, two, three = (run.task.state_dict()[name] for run in runs)
-        torch.testing.assert_close(tensor, (one + two + three) / 3)
-    assert found.run.step == 7
+    average = Eve.load(tmp_path / "mean")
+    for name, tensor in average.run.task.state_dict().items():
+        first, second, third = (run.task.state_dict()[name] for run in runs)
+        torch.testing.assert_close(tensor, (first + second + third) / 3)
+    assert average.run.step == 7
     assert eve("average", "0", "1", "--out", "mean").stderr.startswith("eve: mean: already exists")
 
 
 @pytest.mark.parametrize(
-    ("task", "model", "what"),
+    ("task", "model", "field"),
     [("retrieval", {"depth": 4}, "model.depth"), ("vqa", {}, "task.name")],
 )
-def test_unlike_runs_have_no_average(eve, tmp_path: Path, task, model, what):
+def test_unlike_runs_have_no_average(eve, tmp_path: Path, task, model, field):
     write_run(tiny_run("retrieval"), tmp_path / "one")
     write_run(tiny_run(task, model=model), tmp_path / "two")
     done = eve("average", "one", "two", "--out", "mean")
-    assert done.returncode == 2 and f"two: differs from one in {what}" in done.stderr
+    assert done.returncode == 2 and f"two: differs from one in {field}" in done.stderr
     assert not (tmp_path / "mean").exists()
