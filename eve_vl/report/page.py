@@ -1,36 +1,48 @@
 """The page about a run, a self-contained HTML file."""
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from eve_vl.builtin.names import refuse_to_write
-from eve_vl.config import Config, DataConfig, changed_flags, to_dict
+from eve_vl.config import DataConfig
 from eve_vl.config.kinds import kinds_of, load_part
 from eve_vl.evaluation.evaluate import evaluated
-from eve_vl.pages.drawing import Curves, Section, clock, document, draw
-from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.recipes.registry import is_recipe
-from eve_vl.report.routing import own_sections
-from eve_vl.run.flops import inspect_run
-from eve_vl.run.loading import LoadedRun, load_run, read_config, root_of
+from eve_vl.pages.curves import Curves
+from eve_vl.pages.rendering import Section, document, draw
+from eve_vl.report.config_section import config_section
+from eve_vl.report.routing import routing_sections
+from eve_vl.report.run_facts import run_facts
+from eve_vl.run.loading import LoadedRun, load_run, root_of
 from eve_vl.run.results import read_results
-from eve_vl.run.run_costs import cost_chain, cost_text
-from eve_vl.run.start_folder import start_folder
 from eve_vl.synthetic.disclaimers import source_note
 from eve_vl.tasks.evaluator import NO_BASELINE
 from eve_vl.tasks.report import TaskReport
-from eve_vl.train.bad_samples import read_bad_samples
-from eve_vl.train.checkpoint_folders import BEST, checkpoint_folders, chosen_checkpoint
-from eve_vl.train.environment import read_environment
-from eve_vl.train.run_log import STOPPED_EARLY, read_log
+from eve_vl.train.run_log import read_log
 from eve_vl.utils.console import warn
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import reporting_write_errors, write_file
+
+
+@dataclass(frozen=True)
+class RunSources:
+    """Training or validation sources of a run."""
+
+    title: str
+    names: Sequence[str]
+    num_rows: int | None = None
+    """None: unknown."""
+
+
+@dataclass
+class MeasuredSections:
+    """Sections that need the run's data."""
+
+    numbers: Section
+    examples: list[Section]
+    comparison: str
+    """A sentence that compares the run with baselines, "" if there is none."""
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -63,141 +75,111 @@ def run_page(run: LoadedRun, top: Sequence[Section] = (), data: DataConfig | Non
 
     top: sections above its own. data: other data than its own, to measure and to show.
     """
-    folder, config = root_of(run.folder), run.config
-    report = task_report(
-        run
-        if data is None
-        else dataclasses.replace(run, config=dataclasses.replace(config, data=data))
-    )
+    config = run.config
+    folder = root_of(run.folder)
+    measured_run = run
+    if data is not None:
+        measured_run = dataclasses.replace(run, config=dataclasses.replace(config, data=data))
+    report = task_report(measured_run)
     curves = Curves(log=read_log(folder), step=run.step)
-    sections, counts, problem, comparison = [], [None, None], "", ""
+    sources = [
+        RunSources("training data", config.data.train),
+        RunSources("validation data", config.data.val),
+    ]
+    sections: list[Section] = []
+    problem = ""
+    comparison = ""
     if config.task.has_numbers:
-        body = draw(
-            "run_sections.html",
-            "curves",
-            curves=curves,
-            report=report,
-            charts=report.draw("charts", curves=curves),
-        )
-        sections = [drawn := Section("curves", "Curves", body)]
+        sections.append(curve_section(report, curves))
         try:
             if data is None:
-                counts = [sum(map(len, part)) for part in report.sources]
+                sources = counted_sources(sources, report)
             else:
-                problem = f"Numbers, examples and routing are of {', '.join(data.train)}, which this run was not trained on."
-            measured = report.measured(curves.log)
-            comparison = run.evaluator.comparison(measured.values)
-            shown = {
-                "shown": report.numbers(measured),
-                "remarks": run.evaluator.warnings(measured.values),
-            }
-            body = draw(
-                "run_sections.html", "numbers", measured=measured, comparison=comparison, **shown
-            )
-            others = own_sections(report, curves)
-            sections = [Section("numbers", "Numbers", body), drawn, *others]
+                problem = (
+                    f"Numbers, examples and routing are of {', '.join(data.train)}, which this "
+                    "run was not trained on."
+                )
+            measured = measured_sections(report, curves)
+            sections = [measured.numbers, *sections, *measured.examples]
+            comparison = measured.comparison
         except UserError as error:  # without the data, the run folder still gives curves and config
-            problem = f"The validation data cannot be read, so this page lacks numbers, examples and routing: {error}"
+            problem = (
+                "The validation data cannot be read, so this page lacks numbers, examples and "
+                f"routing: {error}"
+            )
             warn(f"warning: {problem}")
-    if results := read_results(run.folder):
-        sections.insert(
-            1, Section("data", "Other data", draw("run_sections.html", "results", results=results))
-        )
-    notes = [row["text"] for row in curves.log if row["kind"] == "note"]
+
+    results = read_results(run.folder)
+    if results:
+        body = draw("run_sections.html", "results", results=results)
+        sections.insert(1, Section("data", "Other data", body))
+    sections.append(config_section(config))
+    return document(
+        "run.html",
+        [*top, *sections],
+        name=folder.resolve().name,
+        config=config,
+        facts=run_facts(run, curves.log),
+        sources=sources,
+        problem=problem,
+        notes=notes_of(curves.log, comparison),
+        source_note=source_note((*config.data.train, *config.data.val)),
+    )
+
+
+def curve_section(report: TaskReport, curves: Curves) -> Section:
+    """Return the section with charts of the losses, of other numbers and of the learning rate."""
+    charts = []
+    for loss in report.losses:
+        lines = [curves.train(loss.term), curves.val(loss.validation)]
+        charts.append(curves.chart(loss.title, lines, loss.note))
+    balance_lines = [curves.train("balance", "balance"), curves.constant("even load", 1)]
+    balance_note = "Without its weight model.balance_weight; 1 is even."
+    charts.append(curves.chart("Balance loss", balance_lines, balance_note))
+    charts += report.charts(curves)
+    schedule_note = f"Linear warm-up, then {report.run.config.train.schedule} decay."
+    learning_rate = [curves.train("lr", "lr")]
+    charts.append(curves.chart("Learning rate", learning_rate, schedule_note, from_zero=True))
+
+    charts = [chart for chart in charts if chart]  # a chart without points is empty
+    return Section("curves", "Curves", draw("run_sections.html", "curves", charts=charts))
+
+
+def counted_sources(sources: Sequence[RunSources], report: TaskReport) -> list[RunSources]:
+    """Return the sources with their numbers of rows. Raises UserError."""
+    counted = []
+    for source, opened in zip(sources, report.sources, strict=True):
+        num_rows = sum(map(len, opened))
+        counted.append(dataclasses.replace(source, num_rows=num_rows))
+    return counted
+
+
+def measured_sections(report: TaskReport, curves: Curves) -> MeasuredSections:
+    """Return the sections of numbers, examples and routing. Raises UserError without the data."""
+    measured = report.measured(curves.log)
+    evaluator = report.run.evaluator
+    comparison = evaluator.comparison(measured.values)
+    body = draw(
+        "run_sections.html",
+        "numbers",
+        measured=measured,
+        comparison=comparison,
+        remarks=evaluator.warnings(measured.values),
+        numbers_html=report.numbers(measured),
+    )
+    numbers = Section("numbers", "Numbers", body)
+    return MeasuredSections(numbers, example_sections(report, curves), comparison)
+
+
+def example_sections(report: TaskReport, curves: Curves) -> list[Section]:
+    """Return the sections of a run's examples and of its routing."""
+    sections = report.example_sections(report.num_examples)
+    return sections + routing_sections(report, curves)
+
+
+def notes_of(log: Sequence[dict], comparison: str) -> list[str]:
+    """Return the notes of a log, without those on baselines if the page has a comparison."""
+    notes = [row["text"] for row in log if row["kind"] == "note"]
     if comparison:  # training has no baselines
         notes = [text for text in notes if not text.endswith((comparison, NO_BASELINE))]
-    sections.append(config_section(config))
-    facts = {
-        "name": folder.resolve().name,
-        "run": run,
-        "config": config,
-        "problem": problem,
-        "notes": notes,
-    }
-    facts |= run_facts(run, curves.log, counts) | {
-        "source_note": source_note((*config.data.train, *config.data.val))
-    }
-    return document("run.html", [*top, *sections], **facts)
-
-
-def run_facts(
-    run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] = (None, None)
-) -> dict[str, Any]:
-    """Return facts about a run. counts: training and validation rows, if known."""
-    folder, config, is_best = root_of(run.folder), run.config, run.folder.name == BEST
-    reached = (
-        [int(each.name.removeprefix("step_")) for each in checkpoint_folders(folder)]
-        if is_best
-        else []
-    )
-    last = max([run.step, *reached, *(row["step"] for row in log)])
-    has_stalled = any(
-        row["step"] == last and row.get("text", "").startswith(STOPPED_EARLY) for row in log
-    )
-    is_unfinished = max([run.step, *reached]) < config.train.steps and not has_stalled
-    facts: dict[str, Any] = {"step": run.step, "is_best": is_best, "is_unfinished": is_unfinished}
-    facts["saved"] = datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC)
-    facts["core_seconds"] = cost_text(chain) if any((chain := cost_chain(folder)).values()) else ""
-    facts |= {
-        "duration": clock(log, config.train.batch_size)[1][-1],
-        "inspection": inspect_run(run.folder),
-    }
-    sources = zip(
-        ("training data", "validation data"),
-        (config.data.train, config.data.val),
-        counts,
-        strict=True,
-    )
-    return facts | {
-        "sources": [*sources],
-        "environment_of": read_environment(folder),
-        "rejected": read_bad_samples(folder),
-    }
-
-
-def config_section(config: Config) -> Section:
-    """Return the section with the command that repeats a run, and the config."""
-    values = defaults = to_dict(config)
-    command, is_exact = "", True
-    with suppress(UserError):  # the recipe may be unknown to this version
-        recipe, is_exact = recipe_of(config)
-        defaults, command = to_dict(recipe), command_line(config, recipe)
-    shown = {
-        "config": config,
-        "command": command,
-        "is_exact": is_exact,
-        "values": values,
-        "defaults": defaults,
-    }
-    return Section("config", "Config", draw("run_sections.html", "config", **shown))
-
-
-def recipe_of(config: Config) -> tuple[Config, bool]:
-    """Return the config of a run's recipe, and whether it is exact.
-
-    A fine-tuning recipe depends on the --init run. If that run is gone, this run takes its place:
-    inexact. Raises UserError for an unknown recipe.
-    """
-    if not is_recipe("finetune", config.recipe) or config.init is None:
-        return get_recipe(config.recipe), True
-    try:
-        return get_finetune_recipe(
-            config.recipe, read_config(chosen_checkpoint(start_folder(config.init)))
-        ), True
-    except UserError:
-        return get_finetune_recipe(
-            config.recipe, dataclasses.replace(config, out=config.init)
-        ), False
-
-
-def command_line(config: Config, recipe: Config | None = None) -> str:
-    """Return the command that repeats a run: --init and flags unlike the recipe.
-
-    recipe: its config, if already known. Raises UserError for an unknown recipe.
-    """
-    recipe = dataclasses.replace(recipe or recipe_of(config)[0], code=config.code)
-    words = ["eve", "pretrain", config.recipe]
-    if is_recipe("finetune", config.recipe):
-        words = ["eve", "finetune", config.recipe, "--init", str(config.init)]
-        recipe = dataclasses.replace(recipe, init=config.init)
-    return shlex.join([*words, *changed_flags(config, recipe)])
+    return notes

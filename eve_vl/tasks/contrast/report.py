@@ -1,6 +1,6 @@
 """What pages of tasks with contrast share."""
 
-from eve_vl.pages.drawing import Loss
+from eve_vl.pages.curves import Loss
 
 CONTRAST_LOSSES = (
     Loss(
