@@ -13,16 +13,9 @@ from equal_compute.arms import REFERENCES
 from equal_compute.cells import Cell, Unit
 from equal_compute.data import NOVEL, SEEN
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired
-from eve_vl.pages.drawing import (
-    TEMPLATES,
-    Frame,
-    Section,
-    Series,
-    line_chart,
-    number,
-    percent,
-    ticks,
-)
+from eve_vl.pages.charts import Frame, Series, line_chart, ticks
+from eve_vl.pages.number_formats import number, percent
+from eve_vl.pages.rendering import TEMPLATES, Section
 from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
 from eve_vl.utils.file_io import read_json
 

@@ -27,7 +27,7 @@ from equal_compute.tables import Arms, Found, Paper, Versus
 from markupsafe import Markup
 
 from eve_vl.config import TaskConfig
-from eve_vl.pages.drawing import TEMPLATES, Section
+from eve_vl.pages.rendering import TEMPLATES, Section
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.file_io import write_file
 

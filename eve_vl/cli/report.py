@@ -23,7 +23,8 @@ def run_report(args: ReportArgs) -> None:
     """Write an HTML page about a run or a comparison of runs: eve report RUN|FOLDER …"""
     check_writable(args.out)
     from eve_vl.interop.run_names import path_of
-    from eve_vl.report.compare import find_runs, write_comparison
+    from eve_vl.report.compare import write_comparison
+    from eve_vl.report.find_runs import find_runs
     from eve_vl.report.page import write_report
 
     runs = find_runs([path_of(path) for path in args.runs])

@@ -66,7 +66,7 @@ class OrderedRun(Frozen):
 def run_runs(args: RunsArgs) -> None:
     """List runs with data, steps, cost and numbers: eve runs [FOLDER …]."""
     from eve_vl.metrics.intervals import to_json
-    from eve_vl.report.compare import find_runs
+    from eve_vl.report.find_runs import find_runs
 
     paths = find_runs(args.folders)
     runs: list[OrderedRun] = []

@@ -130,7 +130,7 @@ def _title(args: SearchArgs) -> str:
 
 def _write_page(path: Path, title: str, index: "Index", hits: "Hits") -> Path:
     """Write the page of a search's hits; return its path. Raises UserError."""
-    from eve_vl.pages.drawing import Section, document, draw
+    from eve_vl.pages.rendering import Section, document, draw
     from eve_vl.report.page import write_page
 
     thumbnails = []
@@ -139,7 +139,7 @@ def _write_page(path: Path, title: str, index: "Index", hits: "Hits") -> Path:
         with contextlib.suppress(UserError):  # its file is gone
             thumbnail = index.image(hit.id).whole(THUMBNAIL_SIDE)
         thumbnails.append((hit, thumbnail))
-    section = Section("found", "Hits", draw("search_sections.html", "found", shown=thumbnails))
+    section = Section("found", "Hits", draw("search_sections.html", "hits", hits=thumbnails))
     facts = index.database.facts
     page = document("search.html", [section], title=title, facts=facts, counts=index.counts())
     return write_page(path, page)

@@ -13,8 +13,9 @@ from eve_vl.demo.printed import ProgressBars, table_lines
 from eve_vl.demo.scores import ResultTable, collect, result_tables
 from eve_vl.demo.train_and_test import NUM_TEST, read_for_report, train_and_test
 from eve_vl.metrics.intervals import to_json
-from eve_vl.pages.drawing import Section, draw
-from eve_vl.report.compare import ComparedRun, comparison_page
+from eve_vl.pages.rendering import Section, draw
+from eve_vl.report.compare import comparison_page
+from eve_vl.report.compared_run import ComparedRun
 from eve_vl.report.page import write_page
 from eve_vl.run.job_processes import Job, JobWatcher, run_jobs
 from eve_vl.utils.console import print_line, warn
@@ -116,7 +117,7 @@ class DemoWatcher(JobWatcher):
 
 def write_report(out: Path, tables: list[ResultTable], watcher: DemoWatcher) -> Path:
     """Write the page that compares the runs and return its path."""
-    results = draw("compare_sections.html", "gains", tables=tables)
+    results = draw(Path(__file__).with_name("results.html"), "gains", tables=tables)
     sections = [Section(name="results", title="Results", body=results)]
     names = [name for name in run_names() if name in watcher.compared]
     runs = [watcher.compared[name] for name in names]

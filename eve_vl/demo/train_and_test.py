@@ -11,7 +11,7 @@ from eve_vl.config import Config
 from eve_vl.data.opening import open_sources
 from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.metrics.intervals import from_json, to_json
-from eve_vl.report.compare import ComparedRun, read_run
+from eve_vl.report.compared_run import ComparedRun, read_run
 from eve_vl.run.absolute_paths import with_absolute_paths
 from eve_vl.run.loading import load_run
 from eve_vl.run.resume_checks import check_out_folder

@@ -5,7 +5,7 @@ import shlex
 from eve_vl.config import HELD_OUT_TEST, DataConfig
 from eve_vl.learn.plan import Plan
 from eve_vl.learn.stage_config import stage_config
-from eve_vl.report.page import command_line
+from eve_vl.report.config_section import command_line
 from eve_vl.utils.file_io import write_file
 
 SCRIPT_FILE = "learn.sh"

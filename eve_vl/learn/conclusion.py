@@ -20,7 +20,7 @@ from eve_vl.learn.stage_config import stage_config
 from eve_vl.learn.stage_run import reached_step, row_scores, score_stage
 from eve_vl.metrics.intervals import to_json
 from eve_vl.metrics.names import meaning
-from eve_vl.pages.drawing import Section, draw
+from eve_vl.pages.rendering import Section, draw
 from eve_vl.report.page import run_page, write_page
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.run.results import result_of

@@ -56,9 +56,7 @@ class Curves(Frozen):
         from_zero: bool = False,
     ) -> Markup:
         """Return a chart with the checkpoint's mark."""
-        return line_chart(
-            title, series, note=note, show=show, from_zero=from_zero, mark=self.step
-        )
+        return line_chart(title, series, note=note, show=show, from_zero=from_zero, mark=self.step)
 
     def shares(
         self, title: str, series: Sequence[Series], note: str = "Validation; higher is better."

@@ -96,16 +96,12 @@ class TaskReport:
         A checkpoint that was never validated is measured now, on fewer rows.
         """
         num_samples = self.run.config.data.val_samples
-        validations = [
-            row for row in log if row["kind"] == "val" and row["step"] <= self.run.step
-        ]
+        validations = [row for row in log if row["kind"] == "val" and row["step"] <= self.run.step]
         if not validations:
             num_samples = min(num_samples, NUM_MEASURED)
             where = f"at most {pluralize(num_samples, f'validation {self.row}')}"
             values = self.evaluated(num_samples).numbers
-            return Measured(
-                values=values, step=self.run.step, where=where, num_samples=num_samples
-            )
+            return Measured(values=values, step=self.run.step, where=where, num_samples=num_samples)
 
         last = validations[-1]
         values = {}

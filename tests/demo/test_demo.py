@@ -20,9 +20,9 @@ from eve_vl.demo.printed import table_lines
 from eve_vl.demo.scores import collect, result_tables
 from eve_vl.demo.train_and_test import read_for_report, train_and_test
 from eve_vl.metrics.intervals import MeasuredValue, from_json
-from eve_vl.pages.drawing import percent, points
+from eve_vl.pages.number_formats import percent, points
 from eve_vl.recipes.registry import get_recipe
-from eve_vl.report.compare import ComparedRun
+from eve_vl.report.compared_run import ComparedRun
 from eve_vl.run import job_processes
 from eve_vl.run.job_processes import Job, JobProcess
 from eve_vl.train.run_log import read_log

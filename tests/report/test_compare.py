@@ -13,8 +13,12 @@ from eve_vl.data.image_refs import ImageDrawing
 from eve_vl.data.row_dataset import eval_positions
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import intervals
-from eve_vl.pages.drawing import clock, number, points
-from eve_vl.report.compare import comparison_page, find_runs, over, read_run, write_comparison
+from eve_vl.pages.curves import clock
+from eve_vl.pages.number_formats import number, points
+from eve_vl.report.compare import comparison_page, write_comparison
+from eve_vl.report.compared_run import read_run
+from eve_vl.report.comparison_curves import over
+from eve_vl.report.find_runs import find_runs
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes.rows import ScenePairs
 from eve_vl.tasks.evaluator import Evaluated

@@ -21,23 +21,20 @@ from eve_vl.config.kinds import all_kinds
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.metrics.intervals import MeasuredValue
-from eve_vl.pages import drawing
-from eve_vl.pages.drawing import (
-    TEMPLATES,
-    Choice,
-    draw,
-    interval,
-    number,
-    percent,
-    pluralize,
-    points,
-)
+from eve_vl.pages import charts, rendering
+from eve_vl.pages.number_formats import interval, number, percent, points
+from eve_vl.pages.numbers import Card, NumberGroup, draw_numbers
+from eve_vl.pages.rendering import draw
 from eve_vl.recipes.registry import get_recipe
-from eve_vl.report.page import command_line, task_report, write_report
+from eve_vl.report.config_section import command_line
+from eve_vl.report.page import task_report, write_report
+from eve_vl.tasks.examples import Choice
 from eve_vl.tasks.headless.config import HeadlessConfig
-from eve_vl.tasks.masked_signal.report import MaskedToken, Piece, ShownPair, caption_pieces
+from eve_vl.tasks.masked_signal.caption_pieces import Piece, caption_pieces
+from eve_vl.tasks.masked_signal.report import TEMPLATE, MaskedExample, MaskedToken
 from eve_vl.tasks.report import TaskReport
 from eve_vl.tasks.retrieval.report import chance_recall
+from eve_vl.utils.console import pluralize
 from helpers.report_page import Page, assert_self_contained
 from helpers.tiny_runs import tiny_run, write_run
 
@@ -117,7 +114,7 @@ def test_templates_escape_what_they_are_given():
         Piece(text=evil, starts_word=True, is_masked=False),
     )
     seen = {"images": shown, "seen_by_text": shown, "with_wrong_caption": {}}
-    pair = ShownPair(
+    pair = MaskedExample(
         where=evil, text=evil, wrong_caption=evil, pieces=pieces, masked_tokens=(token,), **seen
     )  # pyright: ignore
     settings = SimpleNamespace(
@@ -125,15 +122,18 @@ def test_templates_escape_what_they_are_given():
     )
     settings.image_mask_ratio = settings.text_mask_ratio = 0.5
     for macro, count in (("images", 6), ("captions", 8)):
-        drawn = draw(
-            "masked_signal.html", macro, pairs=[pair], settings=settings, rows="image_text"
-        )
+        drawn = draw(TEMPLATE, macro, examples=[pair], settings=settings, modality="image_text")
         assert "<script" not in drawn
         assert drawn.unescape().count(evil) == count
-    bars = drawing.bar_chart(
-        evil, [evil], [(evil, [0.5])], level=(evil, 0.2), show=percent, axis=evil
+    bars = charts.bar_chart(
+        evil,
+        [evil],
+        [charts.Bars(evil, [0.5])],
+        level=charts.Level(evil, 0.2),
+        show=percent,
+        axis=evil,
     )
-    line = drawing.line_chart(evil, [drawing.Series(name=evil, points=[(1, 0.5)])], note=evil)
+    line = charts.line_chart(evil, [charts.Series(name=evil, points=[(1, 0.5)])], note=evil)
     for chart in (bars, line):
         assert "<script" not in chart
         assert "&lt;script&gt;" in chart
@@ -141,13 +141,13 @@ def test_templates_escape_what_they_are_given():
 
 def test_templates_refuse_values_that_are_not_there():
     with pytest.raises(UndefinedError, match="values"):
-        draw("task.html", "numbers", report=None)
+        draw("numbers.html", "table")
 
 
 def test_an_installed_package_holds_the_templates():
     """All files besides code are named in pyproject.toml, and are those that the pages are made
     with."""
-    root = Path(drawing.__file__).parents[2]
+    root = Path(rendering.__file__).parents[2]
     globs = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"][
         "package-data"
     ]
@@ -163,28 +163,25 @@ def test_an_installed_package_holds_the_templates():
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
     assert others == named
-    assert set(TEMPLATES.list_templates()) == {
-        path.name for path in named if path.parent.name == "templates"
-    }
 
 
 def test_ticks_and_thinning():
     for low, high in ((0, 1), (0.0755, 0.0849), (-3, 1e6), (5, 5), (0, 0), (1e-9, 3e-9)):
-        found = drawing.ticks(low, high)
+        found = charts.ticks(low, high)
         assert found[0] <= low
         assert found[-1] >= high
         assert 3 <= len(found) <= 8
         assert found == sorted(set(found))
     points = [(float(x), float(x % 7)) for x in range(10_000)] + [(10_000.0, float("nan"))]
-    thinned = drawing.thin(points)
-    assert len(thinned) <= drawing.MAX_POINTS
+    thinned = charts.thin(points)
+    assert len(thinned) <= charts.MAX_POINTS
     assert np.mean([y for _, y in thinned]) == pytest.approx(
         np.mean([y for _, y in points[:-1]]), rel=0.01
     )
-    assert drawing.thin(points[:5]) == points[:5]
-    reference = drawing.Series(name="b", points=[(0, 1), (5, 1)], is_reference=True)
+    assert charts.thin(points[:5]) == points[:5]
+    reference = charts.Series(name="b", points=[(0, 1), (5, 1)], is_reference=True)
     assert (
-        drawing.line_chart("x", [drawing.Series(name="a", points=[(1, float("inf"))]), reference])
+        charts.line_chart("x", [charts.Series(name="a", points=[(1, float("inf"))]), reference])
         == ""
     )
 
@@ -193,11 +190,11 @@ def test_a_single_point_is_seen():
     """A line of one point draws nothing: its dot is larger than those on lines, of something to
     compare with too."""
     lines = [
-        drawing.Series(name="a", points=[(5, 0.5)]),
-        drawing.Series(name="b", points=[(5, 0.4)], is_reference=True),
-        drawing.Series(name="c", points=[(1, 0.3), (5, 0.2)]),
+        charts.Series(name="a", points=[(5, 0.5)]),
+        charts.Series(name="b", points=[(5, 0.4)], is_reference=True),
+        charts.Series(name="c", points=[(1, 0.3), (5, 0.2)]),
     ]
-    radii = re.findall(r'<circle class="([^"]*)"[^>]* r="([\d.]+)"', drawing.line_chart("x", lines))
+    radii = re.findall(r'<circle class="([^"]*)"[^>]* r="([\d.]+)"', charts.line_chart("x", lines))
     assert [style for style, _ in radii] == ["c0", "ref ref0", "c1", "c1"]
     assert [float(radius) for _, radius in radii[:2]] == [5, 5]
     assert all(float(radius) < 4 for _, radius in radii[2:])
@@ -206,19 +203,19 @@ def test_a_single_point_is_seen():
 def test_a_chart_of_single_points_is_its_values():
     """Dots in an empty frame would say less."""
     lines = [
-        drawing.Series(name="a", points=[(20, 0.5)]),
-        drawing.Series(name="b", points=[(20, 0.25)]),
-        drawing.Series(name="c", points=[(0, 1), (20, 1)], is_reference=True),
+        charts.Series(name="a", points=[(20, 0.5)]),
+        charts.Series(name="b", points=[(20, 0.25)]),
+        charts.Series(name="c", points=[(0, 1), (20, 1)], is_reference=True),
     ]
-    chart = drawing.line_chart("x", lines, show=percent)
+    chart = charts.line_chart("x", lines, show=percent)
     assert "<svg" not in chart and "One point so far, at 20 steps." in chart
     for axis, place, said in (
         ("pairs", 1280, "1,280 pairs"),
         ("minutes", 0.08794, "0.0879 minutes"),
         ("step", 1, "1 step"),
     ):
-        line = drawing.Series(name="a", points=[(place, 1.0)])
-        assert f"One point so far, at {said}." in drawing.line_chart("x", [line], axis=axis)
+        line = charts.Series(name="a", points=[(place, 1.0)])
+        assert f"One point so far, at {said}." in charts.line_chart("x", [line], axis=axis)
     assert re.findall(r"<dt>(\w)</dt><dd>([\d.]+) %</dd>", chart) == [
         ("a", "50.0"),
         ("b", "25.0"),
@@ -227,10 +224,10 @@ def test_a_chart_of_single_points_is_its_values():
 
 
 def test_a_spread_is_an_upright_stroke_within_the_frame():
-    line = drawing.Series(
+    line = charts.Series(
         name="a", points=[(1, 0.4), (2, 0.5)], spread=[(1, 0.2, 0.9), (2, 0.5, 0.5)]
     )
-    chart = drawing.line_chart("x", [line], show=percent)
+    chart = charts.line_chart("x", [line], show=percent)
     strokes = re.findall(
         r'<line class="c0" x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)" y2="([\d.]+)"/>',
         chart.split("legend")[0],
@@ -238,15 +235,15 @@ def test_a_spread_is_an_upright_stroke_within_the_frame():
     dots = re.findall(r'<circle class="c0" cx="([\d.]+)" cy="([\d.]+)"', chart)
     assert [stroke[:2] for stroke in strokes] == [(x, x) for x, _ in dots]
     (low, high), level = ([float(y) for y in stroke[2:]] for stroke in strokes)
-    assert drawing.Frame.bottom >= low > float(dots[0][1]) > high >= drawing.Frame.top
+    assert charts.Frame.bottom >= low > float(dots[0][1]) > high >= charts.Frame.top
     assert [*level] == [float(dots[1][1])] * 2
 
 
 def test_numbers_that_know_how_sure_they_are():
     estimate = MeasuredValue(0.5, n=1200, low=0.47, high=0.53, method="wilson")
-    card = draw("macros.html", "share", name="acc", value=estimate, sentence="")
+    card = draw_numbers([NumberGroup("", [Card("acc", estimate, "")])])
     assert "<strong>50.0 %</strong>" in card and "<small>47.0 % to 53.0 %, n 1,200</small>" in card
-    assert "<small>" not in draw("macros.html", "share", name="acc", value=0.5, sentence="")
+    assert "<small>" not in draw_numbers([NumberGroup("", [Card("acc", 0.5, "")])])
     rows = [{"kind": "val", "step": 1, "acc": estimate, "text": "unknown"}]
     run = SimpleNamespace(
         config=SimpleNamespace(data=SimpleNamespace(val_samples=9)), step=1, task=None
@@ -263,7 +260,9 @@ def test_names_of_bars_do_not_run_into_each_other():
         ["attribute", "comparison", "count", "existence", "relation"],
         [str(expert) for expert in range(64)],
     ):
-        chart = drawing.bar_chart("x", labels, [("a", [0.5] * len(labels))], show=percent, axis="")
+        chart = charts.bar_chart(
+            "x", labels, [charts.Bars("a", [0.5] * len(labels))], show=percent, axis=""
+        )
         texts = re.findall(
             r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle"(?: style="font-size:([\d.]+)px")?>(\w+)<',
             chart,
@@ -324,7 +323,7 @@ def test_what_all_pages_share_names_no_task():
         section for section in all_kinds(TaskConfig, "tasks").values() if section.has_numbers
     ]
     names = [name for section in sections for name in (section.__name__, f'"{section.name}"')]
-    package = Path(drawing.__file__).parents[1]
+    package = Path(rendering.__file__).parents[1]
     shared = [
         *package.glob("pages/*.py"),
         *package.glob("report/*.py"),

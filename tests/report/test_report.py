@@ -20,7 +20,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.metrics.intervals import from_json
 from eve_vl.model.router import Router
-from eve_vl.pages.drawing import number, percent
+from eve_vl.pages.number_formats import number, percent
 from eve_vl.report.page import write_report
 from eve_vl.report.routing import routing_of
 from eve_vl.run.loading import LoadedRun, load_run
@@ -218,7 +218,7 @@ def test_guesses_are_what_the_model_says(run: Path):
     page, loaded = Page(run / "report.html"), load_run(run)
     batch = one_batch(loaded, 8)
     assert batch.wrong is not None
-    pairs = MaskedSignalReport(loaded, evaluated).compared(8)
+    pairs = MaskedSignalReport(loaded, evaluated).examples_to_compare(8)
     for row, pair in enumerate(pairs):
         one = single(batch, row)
         ids, masked = one.ids_BT, one.is_masked_BT
@@ -278,7 +278,7 @@ def test_routing_shares(run: Path):
     task_of(loaded).encode(batch, mask=True)
     expected = [counts / counts.sum(1, keepdims=True) for counts in seen.values()]
     fresh = load_run(run)
-    found = routing_of(fresh.task, [one_batch(fresh, 12)])[0]
+    found = routing_of(fresh.task, [one_batch(fresh, 12)]).shares_ME
     assert len(found) == len(expected) == 2
     for shares_ME, counts in zip(found.values(), expected, strict=True):
         assert shares_ME.sum(1).tolist() == pytest.approx([1, 1])
@@ -287,7 +287,7 @@ def test_routing_shares(run: Path):
         )  # a token on the brink may tip over
     page = Page(run / "report.html")
     report = MaskedSignalReport(fresh, evaluated)
-    whole = routing_of(fresh.task, report.batches(report.dataset(NUM_SEEN)))[0][3]
+    whole = routing_of(fresh.task, report.batches(report.dataset(NUM_SEEN))).shares_ME[3]
     assert f"expert 3, text tokens: {percent(whole[1, 3].item())}" in page.text
     assert "Experts by modality, block 2" in page.text
     assert "Experts by modality, block 3" in page.text

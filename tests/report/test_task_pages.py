@@ -23,9 +23,10 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.demo.train_and_test import read_numbers
 from eve_vl.evaluation.evaluate import evaluated, with_settings
 from eve_vl.model.router import Router
-from eve_vl.pages.drawing import percent
+from eve_vl.pages.number_formats import percent
 from eve_vl.recipes import get_finetune_recipe
-from eve_vl.report.page import command_line, task_report, write_report
+from eve_vl.report.config_section import command_line
+from eve_vl.report.page import task_report, write_report
 from eve_vl.report.routing import routing_of
 from eve_vl.run.loading import LoadedRun, load_run, read_config
 from eve_vl.run.training import train
@@ -221,9 +222,9 @@ def test_routing_counts_all_tokens(runs: dict[str, Path]):
         run.task.encoder.computes_all = True  # of the encoder itself, not of a twin
         with torch.no_grad():
             run.task.routers(batches[0])
-        assert chosen[1] == 8
+        assert chosen.num_rows == 8
         assert not load_run(runs[name]).task.encoder.computes_all
-        for shares_ME, counts in zip(chosen[0].values(), seen.values(), strict=True):
+        for shares_ME, counts in zip(chosen.shares_ME.values(), seen.values(), strict=True):
             assert shares_ME.numpy() == pytest.approx(
                 counts / counts.sum(1, keepdims=True), abs=5e-3
             )
@@ -391,7 +392,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
         assert [item.text for item in query.hits] == [texts[text] for text in best]
         assert query.is_match == [(index, texts[text]) in true for text in best]
         assert (index, query.truth.text) in true
-        assert (query.heat[0] == look_for(run, images[index], query)).all()
+        assert (report.explained(query).heatmaps[0] == look_for(run, images[index], query)).all()
     verdicts = [query.is_match[0] for query in by_text]
     assert verdicts == sorted(verdicts, reverse=True)
 
@@ -404,7 +405,9 @@ def look_for(run: LoadedRun, pixels: np.ndarray, query: Query) -> np.ndarray:
 def test_true_items_are_framed(runs: dict[str, Path]):
     """The page shows the searches' verdicts."""
     report = RetrievalReport(load_run(runs["retrieval"]), evaluated)
-    by_text, by_image = report.searches(report.dataset(200, for_evaluation=True), report.num_each)
+    by_text, by_image = report.searches(
+        report.dataset(200, for_evaluation=True), report.num_examples
+    )
     text = (runs["retrieval"] / "report.html").read_text()
     lists = re.findall(r'<ol class="hits \w+">(.*?)</ol>', text)
     queries = [*by_text, *by_image]

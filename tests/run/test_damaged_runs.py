@@ -28,7 +28,7 @@ from eve_vl.interop.eve_checkpoints import EVE, export_published
 from eve_vl.interop.foreign_weights import read_tensors
 from eve_vl.interop.image_encoders import IMAGE_ENCODERS
 from eve_vl.metrics.intervals import MeasuredValue
-from eve_vl.pages.drawing import Curves
+from eve_vl.pages.curves import Curves
 from eve_vl.run.flops import inspect_run
 from eve_vl.run.loading import load_run, read_config
 from eve_vl.run.training import train

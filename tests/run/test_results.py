@@ -14,7 +14,8 @@ from PIL import Image
 
 from eve_vl.data.opening import open_sources
 from eve_vl.evaluation.evaluate import evaluated
-from eve_vl.report.compare import read_run, write_comparison
+from eve_vl.report.compare import write_comparison
+from eve_vl.report.compared_run import read_run
 from eve_vl.run.loading import load_run
 from eve_vl.run.results import read_results
 from eve_vl.run.run_costs import cost_chain, cost_text

@@ -201,9 +201,7 @@ class RetrievalReport(TaskReport):
         return min(self.task.settings.rerank, MAX_RERANKED)
 
     @torch.inference_mode()
-    def searches(
-        self, dataset: SearchSet, num_examples: int
-    ) -> tuple[list[Query], list[Query]]:
+    def searches(self, dataset: SearchSet, num_examples: int) -> tuple[list[Query], list[Query]]:
         """Return captions and images as queries, right and wrong ones, computed in float32."""
         gallery = gather_gallery(self.task, self.batches(dataset))
         by_text = self._queries(gallery, dataset, by_text=True)

@@ -10,7 +10,7 @@ from eve_vl.metrics.vqa import accuracy_of
 from eve_vl.pages.charts import NUM_COLORS, Bars, bar_chart
 from eve_vl.pages.curves import Curves, Loss
 from eve_vl.pages.number_formats import percent
-from eve_vl.pages.numbers import Card, NumberGroup, cards_of, draw_numbers, missing_numbers
+from eve_vl.pages.numbers import Card, NumberGroup, draw_numbers, missing_numbers
 from eve_vl.tasks.classifier.report import ClassifierReport
 from eve_vl.tasks.examples import Example, best_choices
 from eve_vl.tasks.report import Measured

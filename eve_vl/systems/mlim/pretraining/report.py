@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from markupsafe import Markup
 
 from eve_vl.pages.curves import Curves, Loss
-from eve_vl.pages.numbers import Card, NumberGroup
 from eve_vl.pages.number_formats import number
+from eve_vl.pages.numbers import Card, NumberGroup
 from eve_vl.tasks.masked_signal.report import MaskedSignalReport
 
 
