@@ -3,43 +3,31 @@
 import io
 import json
 import os
-import random
-import resource
 import socket
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eve_vl.data.check_lines import report_lines
 from eve_vl.data.decoding import decode
 from eve_vl.data.image_refs import ImageFile
 from eve_vl.data.readers import csv_table, folder, line_table
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.source_check import check_source
 from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.color_cards import encoded_card, guess_kind, reason, rows_of
 from helpers.damaged_bytes import assert_plain, damaged
-from helpers.source_files import write_jsonl
+from helpers.source_files import broken_rows, write_jsonl
+from helpers.tars import tar_of
 
+CARD = encoded_card("red")
 GOOD = {"image": "images/red.png", "caption": "a red card"}
-
-
-def broken(path: Path, **options: Any) -> dict[str, str]:
-    """Return the reasons of broken rows by row; a terminal shows each as one line."""
-    report = check_source(open_source(path, must_be_usable=False, **options), num_workers=0)
-    assert_plain(*report_lines(report))
-    return {row.where: row.reason for row in report.broken}
 
 
 # Names
@@ -58,7 +46,7 @@ def test_impossible_names_of_images_spoil_their_own_row(root: Path):
     }
     rows = [{"image": name, "caption": "x"} for name in problems]
     path = write_jsonl(root / "t.jsonl", [*rows, GOOD])
-    reasons = broken(path)
+    reasons = broken_rows(path)
     assert list(reasons) == [f"t.jsonl:{line}" for line in range(1, len(problems) + 1)]
     for text, problem in zip(reasons.values(), problems.values(), strict=True):
         assert problem in text
@@ -135,7 +123,7 @@ def test_lines_that_are_no_json_spoil_their_own_row(root: Path):
         b"\0" * 50,
     ]
     (root / "t.jsonl").write_bytes(b"\n".join(lines))
-    assert list(broken(root / "t.jsonl")) == [f"t.jsonl:{line}" for line in range(2, 6)]
+    assert list(broken_rows(root / "t.jsonl")) == [f"t.jsonl:{line}" for line in range(2, 6)]
 
 
 @pytest.mark.parametrize("depth", [500, 990, 2000, 10**5])
@@ -144,7 +132,7 @@ def test_json_of_any_depth_is_a_broken_row_or_refused(root: Path, depth: int):
     nested = "[" * depth + "]" * depth
     (root / "t.json").write_text(f'[{{"image": "images/red.png", "caption": {nested}}}]')
     try:
-        assert list(broken(root / "t.json")) == ["t.json row 1"]
+        assert list(broken_rows(root / "t.json")) == ["t.json row 1"]
     except UserError as error:
         assert "nested too deeply" in str(error)
 
@@ -173,159 +161,11 @@ def test_oversized_csv_fields_spoil_their_own_row(root: Path):
         "images/red.png,a\0b",
     ]
     (root / "t.csv").write_text("image,caption\n" + "\n".join(rows) + "\n")
-    reasons = broken(root / "t.csv")
+    reasons = broken_rows(root / "t.csv")
     for row in ("t.csv:3", "t.csv:4"):
         assert "larger than field limit" in reasons[row]
     source = open_source(root / "t.csv")
     assert [source[index].captions for index in (0, -1)] == [("fine",), ("a\0b",)]
-
-
-# Parquet
-
-
-def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
-    pq.write_table(pa.table(columns), path, **options)
-    return path
-
-
-def test_parquet_texts_that_are_no_utf8_spoil_their_own_row(root: Path):
-    ends = pa.py_buffer(np.array([0, 4, 5], np.int32))
-    texts = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"fine\xff")])
-    columns = {"image": ["images/red.png"] * 2, "caption": texts}
-    path = write_parquet(root / "t.parquet", columns)
-    assert "utf-8" in broken(path)["t.parquet row 2"]
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        pa.array([0, 1], pa.timestamp("ns")),
-        pa.array([0, 2**30], pa.date32()),
-        pa.array([0, 2**60], pa.time64("us")),
-    ],
-)
-def test_parquet_values_that_python_lacks_spoil_their_own_row(root: Path, values: Any):
-    columns = {"image": ["images/red.png"] * 2, "caption": ["a", "b"], "label": values}
-    path = write_parquet(root / "t.parquet", columns)
-    assert "t.parquet row 2" in broken(path, kind="labels")
-
-
-def test_two_parquet_columns_of_one_name_are_refused(root: Path):
-    columns = [pa.array(["images/red.png"])] * 2 + [pa.array(["x"])]
-    table = pa.Table.from_arrays(columns, names=["image", "image", "caption"])
-    pq.write_table(table, root / "t.parquet")
-    with pytest.raises(UserError, match="has two columns named 'image'"):
-        open_source(root / "t.parquet")
-
-
-def test_damaged_parquet_pages_spoil_the_rows_of_their_group(root: Path):
-    captions = [f"card {number}" for number in range(99)]
-    columns = {"image": ["images/red.png"] * 99, "caption": captions}
-    path = write_parquet(root / "t.parquet", columns, row_group_size=50)
-    data = bytearray(path.read_bytes())
-    data[4:60] = b"\xff" * 56
-    path.write_bytes(data)
-    reasons = broken(path)
-    assert len(reasons) == 50
-    assert "not a readable Parquet file" in reasons["t.parquet row 1"]
-
-
-def test_the_stated_numbers_of_parquet_rows_are_checked(root: Path):
-    columns = {"image": ["images/red.png"] * 77, "caption": ["x"] * 77}
-    path = write_parquet(root / "t.parquet", columns)
-    data = path.read_bytes()
-    number = b"\x9a\x01"  # 77, as the footer spells it
-    places = [place for place in range(len(data)) if data.startswith(number, place)]
-    num_refused = 0
-    for place in places:
-        path.write_bytes(data[:place] + b"\xfe\x7f" + data[place + 2 :])
-        try:
-            assert len(open_source(path, must_be_usable=False)) == 77
-        except UserError as error:
-            num_refused += "its row groups do not have the rows of the table" in str(error)
-    assert num_refused >= 2  # that of the group and that of the table
-
-
-# Tar
-
-
-def tar_of(members: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return file.getvalue()
-
-
-CARD = encoded_card("red")
-TAR = tar_of({"a.png": CARD, "a.txt": b"a red card", "b.png": CARD, "b.txt": b"a red card"})
-
-
-def with_size(data: bytes, size: bytes, kind: bytes = b"0") -> bytes:
-    """Return a tar whose first header says another size, with the right checksum."""
-    header = bytearray(data[:512])
-    header[124:136] = size.ljust(12, b"\0")
-    header[156:157] = kind
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header) + data[512:]
-
-
-@pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"5"])
-@pytest.mark.parametrize(
-    "size", [b"-0000001000", b"-1", b"\xff" * 12, b"\x80" + b"\xff" * 11, b"77777777777", b"0x10"]
-)
-def test_impossible_sizes_in_tar_headers_are_refused(tmp_path: Path, size: bytes, kind: bytes):
-    path = tmp_path / "x.tar"
-    path.write_bytes(with_size(TAR, size, kind))
-    with pytest.raises(UserError, match=r"x.tar: (not a whole tar|none of the first)"):
-        open_source(path)
-
-
-@pytest.mark.parametrize(
-    "record", [b"20 size=-1024\n", b"13 size=1e9\n", b"30 size=99999999999999999\n"]
-)
-def test_impossible_sizes_in_pax_records_are_refused(tmp_path: Path, record: bytes):
-    header = with_size(TAR[:512], b"%o" % len(record), b"x")
-    path = tmp_path / "x.tar"
-    path.write_bytes(header + record.ljust(512, b"\0") + TAR)
-    with pytest.raises(UserError, match=r"x.tar: not a whole tar"):
-        open_source(path)
-
-
-def test_an_index_with_a_flipped_bit_or_of_another_tar_is_not_used(tmp_path: Path):
-    path = tmp_path / "x.tar"
-    path.write_bytes(TAR)
-    expected = rows_of(open_source(path))
-    index_path = tmp_path / "x.tar.index"
-    content = index_path.read_bytes()
-    (tmp_path / "y.tar").write_bytes(tar_of({"c.png": CARD, "c.txt": b"a red card"}))
-    open_source(tmp_path / "y.tar")
-
-    wrong = [content + b"\0", (tmp_path / "y.tar.index").read_bytes(), b"\0" * len(content)]
-    rng = random.Random(0)
-    for _ in range(100):
-        flipped = bytearray(content)
-        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        wrong.append(bytes(flipped))
-    for data in wrong:
-        index_path.write_bytes(data)
-        assert rows_of(open_source(path)) == expected
-
-
-def test_a_full_disk_leaves_nothing_beside_a_shard(tmp_path: Path):
-    path = tmp_path / "x.tar"
-    path.write_bytes(TAR)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
-    try:
-        source = open_source(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert len(source) == 2
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x.tar"]
 
 
 # Ordinary files only
@@ -351,7 +191,7 @@ def test_only_ordinary_files_are_images(root: Path, odd_files: dict[str, Path], 
     with pytest.raises(BadSampleError, match="row: cannot read image"):
         decode(ImageFile(path=odd_files[name]), "row")
     path = write_jsonl(root / "t.jsonl", [GOOD, GOOD | {"image": f"{name}.png"}])
-    assert list(broken(path)) == ["t.jsonl:2"]
+    assert list(broken_rows(path)) == ["t.jsonl:2"]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text"])
@@ -369,7 +209,7 @@ def test_only_ordinary_files_are_captions_beside_images(root: Path):
     for name in ("red", "lime"):
         (root / "images" / f"{name}.txt").write_text(f"a {name} card")
     os.mkfifo(root / "images" / "blue.txt")
-    reasons = broken(root / "images")
+    reasons = broken_rows(root / "images")
     assert "not an ordinary file" in reasons["blue.png"]
     assert set(reasons) == {"blue.png", "gold.png", "navy.png", "pink.png"}
 
@@ -381,11 +221,11 @@ def test_long_reading_shows_progress(root: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(console, "PATIENCE", -1)
     write_jsonl(root / "t.jsonl", [GOOD] * 1000)
     (root / "t.csv").write_text("image,caption\nimages/red.png,fine\n")
-    (root / "t.tar").write_bytes(TAR)
+    (root / "t.tar").write_bytes(tar_of({"a.png": CARD, "a.txt": b"a red card"}))
     for name, label, count in (
         ("t.jsonl", "indexing t.jsonl", 1000),
         ("t.csv", "reading t.csv", 1),
-        ("t.tar", "indexing shards", 2),
+        ("t.tar", "indexing shards", 1),
     ):
         assert len(rows_of(open_source(root / name))) == count
         assert f"{label}: 0" in capsys.readouterr().out
@@ -417,26 +257,21 @@ VQA = {
     "questions": [{"question_id": 1, "image_id": 2, "question": "x"}],
 }
 NLVR2 = {"sentence": "x", "identifier": "dev-1-0-0", "label": "True", "directory": 3}
+ROWS = (GOOD, GOOD | {"label": 1}, NLVR2)
 DOCUMENTS = ([GOOD], [["images/red.png", "x"]], COCO, KARPATHY, VQA)
+MEMBERS = {
+    "a.png": CARD,
+    "a.txt": b"a card",
+    f"{LONG_NAME}.png": CARD,
+    f"{LONG_NAME}.json": b'{"caption": "x"}',
+}
 ORIGINALS: dict[str, list[bytes]] = {
-    "x.jsonl": [
-        json.dumps(row).encode() + b"\n" + json.dumps(row).encode()
-        for row in (GOOD, GOOD | {"label": 1}, NLVR2)
-    ],
+    "x.jsonl": [b"\n".join([json.dumps(row).encode()] * 2) for row in ROWS],
     "x.json": [json.dumps(document).encode() for document in DOCUMENTS],
     "x.csv": [b'image,caption,label\nimages/red.png,"a, b",1\nimages/red.png,c,2\n'],
     "x.tsv": [b"image\tquestion\tanswer\nimages/red.png\twhat?\tx\n"],
     "x.parquet": [parquet_bytes()],
-    "x.tar": [
-        tar_of(
-            {
-                "a.png": CARD,
-                "a.txt": b"a card",
-                f"{LONG_NAME}.png": CARD,
-                f"{LONG_NAME}.json": b'{"caption": "x"}',
-            }
-        )
-    ],
+    "x.tar": [tar_of(MEMBERS)],
     "x.txt": ["first\n\nsécond\n".encode()],
     "red.txt": [b"a red card\nanother\n"],
 }

@@ -1,17 +1,15 @@
 """The held-out split: the same rows wherever the data lies, none of them in training."""
 
-import io
-import json
 import os
-import tarfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from eve_vl.config import Config, DataConfig
+from eve_vl.config import Config
 from eve_vl.data.held_out import lowest
 from eve_vl.data.opening import open_splits, open_train_and_val
 from eve_vl.data.records import Source
@@ -19,7 +17,11 @@ from eve_vl.data.splits import Splits
 from eve_vl.data.table import Table
 from eve_vl.run.startup_summary import data_lines
 from eve_vl.utils.errors import UserError
+from helpers.source_files import write_jsonl
+from helpers.tars import write_tar_of
 from helpers.twins import tiny_config
+
+TOO_FEW = "has too few images or texts for a held-out split"
 
 
 def config_of(*sources: Path, **data: object) -> Config:
@@ -39,13 +41,25 @@ def names_in(sources: Sequence[Source[Any]]) -> set[str]:
 
 
 def image_names_in(sources: Sequence[Source[Any]]) -> set[str]:
-    return {image.path.name for row in rows_in(sources) for image in row.images}
+    names = set()
+    for row in rows_in(sources):
+        names.update(image.path.name for image in row.images)
+    return names
 
 
-def held_out(source: Path, **data: Any) -> tuple[set[str], set[str]]:
-    """Return the names of training and of validation rows."""
+@dataclass(frozen=True)
+class Names:
+    """The names of training and of validation rows, which differ."""
+
+    train: set[str]
+    val: set[str]
+
+
+def held_out(source: Path, **data: Any) -> Names:
     splits = splits_of(source, **data)
-    return names_in(splits.train), names_in(splits.val)
+    names = Names(names_in(splits.train), names_in(splits.val))
+    assert not names.train & names.val
+    return names
 
 
 def write_pairs(folder: Path, numbers: Iterable[int]) -> Path:
@@ -58,23 +72,21 @@ def write_pairs(folder: Path, numbers: Iterable[int]) -> Path:
 
 def write_shard(folder: Path, num_rows: int) -> Path:
     folder.mkdir()
-    with tarfile.open(folder / "pairs.tar", "w") as tar:
-        for number in range(num_rows):
-            for suffix, content in (("jpg", b"image"), ("txt", b"caption")):
-                member = tarfile.TarInfo(f"{number}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    members = {}
+    for number in range(num_rows):
+        members[f"{number}.jpg"] = b"image"
+        members[f"{number}.txt"] = b"caption"
+    write_tar_of(folder / "pairs.tar", members)
     return folder
-
-
-def write_lines(path: Path, rows: Iterable[object]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def write_images(folder: Path, num: int) -> None:
     for number in range(num):
         Image.new("RGB", (4, 4), (number, 255 - number, 100)).save(folder / f"{number}.png")
+
+
+def numbered_rows(numbers: Iterable[int]) -> list[dict[str, str]]:
+    return [{"image": f"{number}.png", "caption": f"number {number}"} for number in numbers]
 
 
 # The rule
@@ -98,26 +110,26 @@ def test_the_lowest_share_of_all_hashes_is_held_out():
 
 def test_held_out_rows_leave_training(tmp_path):
     (tmp_path / "0.png").touch()  # a reader looks whether the first images are there
-    rows = [{"image": f"{number}.png", "caption": f"number {number}"} for number in range(1000)]
-    train, val = held_out(write_lines(tmp_path / "rows.jsonl", rows))
-    assert 10 <= len(val) <= 32  # 20 are expected; a threshold on hashes gives 20 ± 4.4
-    assert not train & val
-    assert len(train | val) == 1000
+    names = held_out(write_jsonl(tmp_path / "rows.jsonl", numbered_rows(range(1000))))
+    assert 10 <= len(names.val) <= 32  # 20 are expected; a threshold on hashes gives 20 ± 4.4
+    assert len(names.train | names.val) == 1000
 
 
 def test_names_that_are_no_text_are_split(tmp_path):
     folder = write_pairs(tmp_path / "pairs", range(20))
     for suffix in (b"png", b"txt"):
         (folder / os.fsdecode(b"\xff." + suffix)).write_text("a caption")
-    train, val = held_out(folder, val_fraction=0.5)
-    assert len(train) + len(val) == 21
+    names = held_out(folder, val_fraction=0.5)
+    assert len(names.train) + len(names.val) == 21
 
 
 def test_a_source_with_rows_on_one_side_only_is_refused(tmp_path):
     folder = write_pairs(tmp_path / "one", [1])
-    message = rf"^{folder}: has too few images or texts for a held-out split; name other data"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"^{folder}: {TOO_FEW}; name other data"):
         held_out(folder)
+    (tmp_path / "a.txt").write_text("one\none\n")
+    with pytest.raises(UserError, match=TOO_FEW):
+        splits_of(tmp_path / "a.txt", kind="texts")
 
 
 def test_rows_for_a_test_are_neither_trained_nor_validated_on(tmp_path):
@@ -127,15 +139,14 @@ def test_rows_for_a_test_are_neither_trained_nor_validated_on(tmp_path):
     """
     source = write_pairs(tmp_path / "pairs", range(400))
     splits = splits_of(source, val_fraction=0.2, test_fraction=0.1)
-    train, val, test = (names_in(part) for part in (splits.train, splits.val, splits.test))
-    assert not train & val
-    assert not train & test
-    assert not val & test
-    assert len(train | val | test) == 400
+    train = names_in(splits.train)
+    val = names_in(splits.val)
+    test = names_in(splits.test)
+    assert len(train) + len(val) + len(test) == len(train | val | test) == 400
     assert 50 < len(val) < 110
     assert 20 < len(test) < 60
-    assert test == held_out(source, val_fraction=0.1)[1]
-    assert test | val == held_out(source, val_fraction=0.3)[1]
+    assert test == held_out(source, val_fraction=0.1).val
+    assert test | val == held_out(source, val_fraction=0.3).val
 
     with_named_val = splits_of(source, val=(str(source),), test_fraction=0.1)
     assert names_in(with_named_val.test) == test
@@ -145,37 +156,34 @@ def test_rows_for_a_test_are_neither_trained_nor_validated_on(tmp_path):
 
 
 def test_a_row_stays_in_its_part_when_data_move_or_rows_are_added(tmp_path):
-    share = {"val_fraction": 0.2}
-    train, val = held_out(write_pairs(tmp_path / "a", range(300)), **share)
-    assert 30 < len(val) < 90
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert held_out(tmp_path / "b", **share) == (train, val)
-    half_train, half_val = held_out(write_pairs(tmp_path / "half", range(0, 300, 2)), **share)
-    assert half_train <= train
-    assert half_val <= val
+    pairs = write_pairs(tmp_path / "a", range(300))
+    names = held_out(pairs, val_fraction=0.2)
+    assert 30 < len(names.val) < 90
+    pairs = pairs.rename(tmp_path / "b")
+    assert held_out(pairs, val_fraction=0.2) == names
+    half = held_out(write_pairs(tmp_path / "half", range(0, 300, 2)), val_fraction=0.2)
+    assert half.train <= names.train
+    assert half.val <= names.val
 
-    shard = write_shard(tmp_path / "shards", 100)
-    before = held_out(shard, **share)
-    assert held_out(shard.rename(tmp_path / "moved"), **share) == before
-
-    rows = [{"image": f"{number}.png", "caption": "x"} for number in range(300)]
-    before = held_out(write_lines(tmp_path / "b" / "rows.jsonl", rows), **share)
-    (tmp_path / "b").rename(tmp_path / "c")
-    assert held_out(tmp_path / "c" / "rows.jsonl", **share) == before
+    table = write_jsonl(pairs / "rows.jsonl", numbered_rows(range(300)))
+    for source in (write_shard(tmp_path / "shards", 100), table):
+        names = held_out(source, val_fraction=0.2)
+        folder = source if source.is_dir() else source.parent
+        moved = folder.rename(tmp_path / f"{folder.name}_moved")
+        assert held_out(moved / source.relative_to(folder), val_fraction=0.2) == names
 
 
-@pytest.mark.parametrize("form", ["folder", "shard"])
-def test_splitting_folders_and_shards_reads_no_row(tmp_path, monkeypatch, form):
-    data = tmp_path / "data"
-    source = write_pairs(data, range(200)) if form == "folder" else write_shard(data, 200)
+@pytest.mark.parametrize("write", [write_pairs, write_shard])
+def test_splitting_folders_and_shards_reads_no_row(tmp_path, monkeypatch, write):
+    source = write(tmp_path / "data", 200 if write is write_shard else range(200))
     rows_read = []
     original = Table.__getitem__
 
-    def counting(self: Table, index: int) -> Any:
+    def note_and_read(self: Table, index: int) -> Any:
         rows_read.append(index)
         return original(self, index)
 
-    monkeypatch.setattr(Table, "__getitem__", counting)
+    monkeypatch.setattr(Table, "__getitem__", note_and_read)
     train, val = open_train_and_val(config_of(source, val_fraction=0.2))
     assert len(train[0]) + len(val[0]) == 200
     assert rows_read == [0]  # the probe of every reader
@@ -183,9 +191,9 @@ def test_splitting_folders_and_shards_reads_no_row(tmp_path, monkeypatch, form):
 
 def test_a_source_of_one_shard_is_split_by_rows_also_in_an_order_by_shards(tmp_path):
     shard = write_shard(tmp_path / "shards", 100)
-    train, val = held_out(shard, val_fraction=0.2)
-    assert 0 < len(val) < len(train)
-    assert held_out(shard, val_fraction=0.2, order="shards") == (train, val)
+    names = held_out(shard, val_fraction=0.2)
+    assert 0 < len(names.val) < len(names.train)
+    assert held_out(shard, val_fraction=0.2, order="shards") == names
 
 
 # Rows that share an image or a text
@@ -194,28 +202,31 @@ def test_a_source_of_one_shard_is_split_by_rows_also_in_an_order_by_shards(tmp_p
 def test_rows_of_any_source_that_show_a_held_out_image_leave_training(tmp_path):
     """The second table names images of the first, whose places differ there."""
     tables = []
-    for name, first in (("a", 0), ("b", 50)):
-        (tmp_path / f"{first}.png").touch()
-        rows = [{"image": f"{number}.png", "caption": "x"} for number in range(first, first + 100)]
-        tables.append(write_lines(tmp_path / f"{name}.jsonl", rows))
+    numbers_of_tables = (range(100), range(50, 150))
+    for numbers in numbers_of_tables:
+        (tmp_path / f"{numbers[0]}.png").touch()
+        path = tmp_path / f"{len(tables)}.jsonl"
+        tables.append(write_jsonl(path, numbered_rows(numbers)))
     splits = splits_of(*tables, val_fraction=0.3)
-    train, val = image_names_in(splits.train), image_names_in(splits.val)
+    train = image_names_in(splits.train)
+    val = image_names_in(splits.val)
     assert not train & val
     assert len(train | val) == 150
-    for source, first in zip(splits.val, (0, 50), strict=True):
-        expected = {f"{number}.png" for number in range(first, first + 100)} & val
-        assert image_names_in([source]) == expected
+    for source, numbers in zip(splits.val, numbers_of_tables, strict=True):
+        assert image_names_in([source]) == {f"{number}.png" for number in numbers} & val
 
 
 def test_all_questions_about_a_held_out_image_leave_training(tmp_path):
     write_images(tmp_path, 60)
-    rows = [
-        {"image": f"{n}.png", "question": "what is it", "answer": "a colour"} for n in range(60)
-    ]
+    rows = []
+    for number in range(60):
+        row = {"image": f"{number}.png", "question": "what is it", "answer": "a colour"}
+        rows.append(row)
     rows += [row | {"question": "is it red"} for row in rows[::-1]]
-    splits = splits_of(write_lines(tmp_path / "rows.jsonl", rows), kind="questions")
+    splits = splits_of(write_jsonl(tmp_path / "rows.jsonl", rows), kind="questions")
     assert (len(splits.train[0]), len(splits.val[0])) == (116, 4)
-    train, val = image_names_in(splits.train), image_names_in(splits.val)
+    train = image_names_in(splits.train)
+    val = image_names_in(splits.val)
     assert (len(train), len(val)) == (58, 2)
     assert not train & val
 
@@ -228,7 +239,7 @@ def test_a_held_out_image_is_on_neither_side_of_a_statement_in_training(tmp_path
         for left, right in ((0, 1), (2, 3), (1, 2)):
             images = [f"{first + left}.png", f"{first + right}.png"]
             rows.append({"images": images, "statement": "they differ", "label": True})
-    table = write_lines(tmp_path / "rows.jsonl", rows)
+    table = write_jsonl(tmp_path / "rows.jsonl", rows)
     splits = splits_of(table, kind="statements")
     assert not image_names_in(splits.train) & image_names_in(splits.val)
     num_val = len(splits.val[0])
@@ -244,22 +255,9 @@ def test_about_one_text_in_fifty_is_held_out_by_its_words(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(lines + lines[:100]))  # some twice
     (tmp_path / "b.txt").write_text("\n".join(lines[::-1]))
     splits = splits_of(tmp_path / "a.txt", tmp_path / "b.txt", kind="texts")
-    train = {row.text for row in rows_in(splits.train)}
-    val = {row.text for row in rows_in(splits.val)}
-    assert not train & val
-    assert 3 <= len(val) <= 20  # 10 are expected
-    assert train | val == set(lines)
-    assert len(rows_in(splits.train)) + len(rows_in(splits.val)) == 1100
-    (tmp_path / "a.txt").write_text("one\none\n")
-    with pytest.raises(UserError, match="has too few images or texts for a held-out split"):
-        splits_of(tmp_path / "a.txt", kind="texts")
-
-
-def test_the_default_share_is_one_in_fifty_of_any_number():
-    assert all(int(num * DataConfig.val_fraction) == num // 50 for num in range(300_000))
-
-
-def test_a_share_has_no_effect_without_a_held_out_split():
-    assert DataConfig(val_fraction=0.1).unused_fields()["val_fraction"] == "without val held-out"
-    held_out = DataConfig(train=("a.jsonl",), val=("held-out",), val_fraction=0.1)
-    assert "val_fraction" not in held_out.unused_fields()
+    train = [row.text for row in rows_in(splits.train)]
+    val = [row.text for row in rows_in(splits.val)]
+    assert not set(train) & set(val)
+    assert 3 <= len(set(val)) <= 20  # 10 are expected
+    assert {*train, *val} == set(lines)
+    assert len(train) + len(val) == 1100

@@ -1,6 +1,5 @@
 """Orders of training rows: arrays, keyed permutations and lanes of shards."""
 
-import itertools
 from collections import Counter
 from functools import partial
 from itertools import islice
@@ -17,66 +16,70 @@ from eve_vl.data.shard_order import NUM_LANES, WINDOW, BlockRows, LaneOrder
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from helpers.twins import pairs, tiny_config, tiny_tokenizer
 
+Position = tuple[int, int]
+"""Of a row: its source and its number there."""
+
+
+def positions_of(order: np.ndarray) -> list[Position]:
+    return [(source, row) for source, row in order.tolist()]
+
+
+def count_by_source(positions: list[Position]) -> Counter[int]:
+    return Counter(source for source, _ in positions)
+
+
 # Random streams
 
 
 def test_streams_depend_on_the_whole_key_and_nothing_else():
     keys = [(0, 1), (1, 0), (0, 1, 0, 1), (0, 1, 1, 0), (5,), (2**40, 1), (1, 2**40)]
-    draws = [generator(*key).integers(2**62, size=4).tolist() for key in keys]
-    for key, draw in zip(keys, draws, strict=True):
+    draws = set()
+    for key in keys:
         stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-        assert draw == stream.integers(2**62, size=4).tolist()
-    assert len({tuple(draw) for draw in draws}) == len(keys)
+        expected = stream.integers(2**62, size=4).tolist()
+        assert generator(*key).integers(2**62, size=4).tolist() == expected
+        draws.add(tuple(expected))
+    assert len(draws) == len(keys)
 
 
 # An epoch as an array
 
 
-def pairs_of(order: np.ndarray) -> list[tuple[int, int]]:
-    return [(source, row) for source, row in order.tolist()]
-
-
-@pytest.mark.parametrize("lengths", [[7], [3, 5], [1, 10, 2]])
-def test_every_row_comes_once_per_epoch(lengths):
-    rows = {(source, row) for source, length in enumerate(lengths) for row in range(length)}
-    orders = [epoch_order(lengths, (), 0, epoch) for epoch in range(4)]
-    for order in orders:
-        assert order.shape == (len(rows), 2)
-        assert set(pairs_of(order)) == rows
-    assert len({order.tobytes() for order in orders}) == 4
-
-
 def permutation(*key: int, length: int) -> list[int]:
-    """Return NumPy's permutation for a key: seed, purpose, and what it is for.
+    """Return NumPy's permutation for a key: seed, purpose, and its object.
 
     Purposes are 1, the order of an epoch, and 2, the rows of a source.
     """
     return np.random.default_rng(key).permutation(length).tolist()
 
 
-def test_each_epoch_shuffles_the_permutations_of_its_sources():
+def shuffled(rows: list[Position], epoch: int) -> list[Position]:
+    return [rows[place] for place in permutation(7, 1, epoch, length=len(rows))]
+
+
+@pytest.mark.parametrize("lengths", [[7], [5, 5], [1, 10, 2]])
+def test_each_epoch_shuffles_the_permutations_of_its_sources(lengths):
     for epoch in range(3):
-        rows = []
-        for source in (0, 1):
-            rows += [(source, row) for row in permutation(7, 2, epoch, source, length=5)]
-        expected = [rows[place] for place in permutation(7, 1, epoch, length=10)]
-        assert pairs_of(epoch_order([5, 5], (), 7, epoch)) == expected
+        rows: list[Position] = []
+        for source, length in enumerate(lengths):
+            rows += [(source, row) for row in permutation(7, 2, epoch, source, length=length)]
+        assert positions_of(epoch_order(lengths, (), 7, epoch)) == shuffled(rows, epoch)
 
 
-def test_with_weights_each_source_goes_on_in_its_endless_permutations():
+def test_with_weights_each_source_continues_in_its_endless_permutations():
+    """A weight of 1 to 2: three of nine samples are from the first source."""
     streams = []
     for source, length in ((0, 6), (1, 3)):
         stream = []
         for turn in range(12):
             stream += permutation(7, 2, turn, source, length=length)
         streams.append(stream)
-    for epoch in range(5):  # a weight of 1 to 2: three of nine samples are from the first source
+    for epoch in range(5):
         rows = [(0, row) for row in streams[0][3 * epoch : 3 * epoch + 3]]
         rows += [(1, row) for row in streams[1][6 * epoch : 6 * epoch + 6]]
-        expected = [rows[place] for place in permutation(7, 1, epoch, length=9)]
         order = epoch_order([6, 3], (1.0, 2.0), 7, epoch)
         assert order.dtype == np.int64
-        assert pairs_of(order) == expected
+        assert positions_of(order) == shuffled(rows, epoch)
 
 
 @pytest.mark.parametrize(
@@ -85,16 +88,16 @@ def test_with_weights_each_source_goes_on_in_its_endless_permutations():
 )
 def test_weights_set_the_shares_and_rows_of_a_source_come_equally_often(lengths, weights):
     total = sum(lengths)
-    counts = [Counter() for _ in lengths]
+    counts: Counter[Position] = Counter()
     for epoch in range(60):
-        order = epoch_order(lengths, weights, 0, epoch)
-        assert len(order) == total
+        positions = positions_of(epoch_order(lengths, weights, 0, epoch))
+        assert len(positions) == total
+        counts.update(positions)
+        by_source = count_by_source(positions)
         for source, weight in enumerate(weights):
-            rows = order[order[:, 0] == source, 1].tolist()
-            assert abs(len(rows) - total * weight / sum(weights)) < 1
-            counts[source].update(rows)
+            assert abs(by_source[source] - total * weight / sum(weights)) < 1
         for source, length in enumerate(lengths):
-            times = [counts[source][row] for row in range(length)]
+            times = [counts[source, row] for row in range(length)]
             assert max(times) - min(times) <= 1, (epoch, source)
 
 
@@ -107,9 +110,7 @@ def test_weights_set_the_shares_and_rows_of_a_source_come_equally_often(lengths,
     ],
 )
 def test_sources_without_weight_or_rows_give_none(lengths, weights, expected):
-    assert (
-        Counter(source for source, _ in pairs_of(epoch_order(lengths, weights, 0, 1))) == expected
-    )
+    assert count_by_source(positions_of(epoch_order(lengths, weights, 0, 1))) == expected
 
 
 # Keyed permutations
@@ -131,9 +132,10 @@ def chi_square(counts: np.ndarray) -> float:
 
 def test_neither_a_place_nor_a_difference_of_neighbours_tells_an_element():
     length = 6
-    draws = np.array(
-        [[permuted(place, length, key) for place in range(length)] for key in range(3000)]
-    )
+    rows = []
+    for key in range(3000):
+        rows.append([permuted(place, length, key) for place in range(length)])
+    draws = np.array(rows)
     for place in range(length):  # 99.99 % of χ² with 5 degrees of freedom
         assert chi_square(np.bincount(draws[:, place], minlength=length)) < 25.7
     steps = np.bincount((draws[:, 1] - draws[:, 0]) % length, minlength=length)[1:]
@@ -147,14 +149,14 @@ def test_neither_a_place_nor_a_difference_of_neighbours_tells_an_element():
 def test_a_keyed_order_has_the_shares_of_the_array_and_rows_come_equally_often():
     lengths = [12, 6]
     weights = (1.0, 2.0)
-    rows = []
+    counts: Counter[Position] = Counter()
     for epoch in range(6):
         order = KeyedOrder(lengths, weights, 0, epoch)
         keyed = [order[place] for place in range(18)]
-        array = pairs_of(epoch_order(lengths, weights, 0, epoch))
-        assert Counter(source for source, _ in keyed) == Counter(source for source, _ in array)
-        rows += keyed
-    assert set(Counter(rows).values()) == {3, 12}  # 36 and 72 draws of 12 and 6 rows
+        array = positions_of(epoch_order(lengths, weights, 0, epoch))
+        assert count_by_source(keyed) == count_by_source(array)
+        counts.update(keyed)
+    assert set(counts.values()) == {3, 12}  # 36 and 72 draws of 12 and 6 rows
 
 
 def test_only_very_many_rows_have_a_keyed_order(monkeypatch):
@@ -172,19 +174,18 @@ def test_only_very_many_rows_have_a_keyed_order(monkeypatch):
 
 BLOCKS = [np.random.default_rng(0).integers(1, 60, size=40), np.array([7]), np.array([50] * 30)]
 LENGTHS = [int(sizes.sum()) for sizes in BLOCKS]
+TOTAL = sum(LENGTHS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 48, 64, 200])
 def test_lanes_of_shards_have_each_row_once_an_epoch(batch_size):
-    total = sum(LENGTHS)
-    expected = {(source, row) for source, length in enumerate(LENGTHS) for row in range(length)}
+    every_row = {(source, row) for source, length in enumerate(LENGTHS) for row in range(length)}
     epochs = []
     for epoch in range(2):
         order = LaneOrder(BLOCKS, batch_size, 0, epoch)
-        epochs.append([order[place] for place in range(total)])
-    for rows in epochs:
-        assert len(rows) == len(expected)
-        assert set(rows) == expected
+        rows = [order[place] for place in range(TOTAL)]
+        assert set(rows) == every_row
+        epochs.append(rows)
     assert epochs[0] != epochs[1]
 
 
@@ -192,14 +193,18 @@ def test_a_process_reads_few_shards_at_a_time_and_mixes_their_rows():
     batch_size = 256
     order = LaneOrder([np.full(2000, 10)], batch_size, 0, 0)
 
-    def shard_at(step: int, place: int) -> int:
-        return order[step * batch_size + place][1] // 10
+    def shards_of(num_steps: int, num_places: int) -> list[int]:
+        """Return the shards of the first places of the first steps."""
+        shards = []
+        for step in range(num_steps):
+            shards += [order[step * batch_size + place][1] // 10 for place in range(num_places)]
+        return shards
 
     # ten steps of the first of four processes
-    shards = {shard_at(step, place) for step in range(10) for place in range(batch_size // 4)}
+    shards = set(shards_of(10, batch_size // 4))
     assert len(shards) <= NUM_LANES // 4 * (WINDOW + 1)
     # 160 rows of a lane are one window
-    window = [shard_at(step, place) for step in range(40) for place in range(4)]
+    window = shards_of(40, 4)
     assert len(set(window)) == WINDOW
     first_places = [window.index(shard) for shard in window]
     assert abs(np.corrcoef(np.arange(160), first_places)[0, 1]) < 0.9
@@ -220,27 +225,23 @@ def test_rows_of_blocks_end_at_both_ends():
     "order", [partial(KeyedOrder, LENGTHS, (), 0), partial(LaneOrder, BLOCKS, 48, 0)]
 )
 def test_neither_the_number_of_processes_nor_a_resume_changes_a_step(order):
-    batch_size = 48
+    size = 48
 
     def steps(world: int, start: int, num: int) -> list[list[tuple]]:
-        micro_batch = batch_size // world
-        batches_of_ranks = []
+        steps: list[list[tuple]] = [[] for _ in range(num)]
+        micro_batch = size // world
         for rank in range(world):
-            batches = train_batches(
-                sum(LENGTHS),
-                order,
-                start=start + rank * micro_batch,
-                micro_batch=micro_batch,
-                stride=batch_size,
-            )
-            batches_of_ranks.append(islice(batches, num))
-        return [[*itertools.chain(*parts)] for parts in zip(*batches_of_ranks, strict=True)]
+            first = start + rank * micro_batch
+            batches = train_batches(TOTAL, order, start=first, micro_batch=micro_batch, stride=size)
+            for step, batch in enumerate(islice(batches, num)):
+                steps[step] += batch
+        return steps
 
     whole = steps(1, 0, 120)  # two epochs and a half
     for world in (2, 4, 8):
         assert steps(world, 0, 120) == whole
     for step in (1, 57, 119):
-        assert steps(2, step * batch_size, 1) == whole[step : step + 1]
+        assert steps(2, step * size, 1) == whole[step : step + 1]
 
 
 def test_an_epochs_order_needs_none_of_the_epochs_before_it():

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from eve_vl.data.check_lines import report_lines
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import Source
-from eve_vl.utils.errors import UserError
+from eve_vl.data.source_check import check_source
+from eve_vl.utils.errors import UserError, printable
 from helpers.color_cards import reason
 
 
@@ -30,6 +32,14 @@ def assert_refused(message: str, path: Path | str, **options: Any) -> None:
     """Opening raises a UserError that matches a pattern."""
     with pytest.raises(UserError, match=message):
         open_source(path, **options)
+
+
+def broken_rows(path: Path, **options: Any) -> dict[str, str]:
+    """Return why rows are broken, by row; a terminal shows each reason as one line."""
+    report = check_source(open_source(path, must_be_usable=False, **options), num_workers=0)
+    for line in report_lines(report):
+        assert printable(line) == line
+    return {row.where: row.reason for row in report.broken}
 
 
 def reasons(source: Source, first: int = 1) -> list[str]:

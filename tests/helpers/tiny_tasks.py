@@ -100,8 +100,9 @@ def _centre(task: VQA | NLVR2) -> None:
 
 def retrieval(**task: Any) -> Retrieval:
     """Return a retrieval task; task: fields of its section."""
-    section = RetrievalConfig(**({"rerank": 4} | task))
-    built = build(tiny_config(task=section, model={"balance_weight": 0.5}))
+    fields: dict[str, Any] = {"rerank": 4} | task
+    config = tiny_config(task=RetrievalConfig(**fields), model={"balance_weight": 0.5})
+    built = build(config)
     assert isinstance(built, Retrieval)
     return built
 

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_compiled_blocks_give_the_same_gradients(monkeypatch):
 
 
 def test_wrapping_does_not_change_evaluation():
-    task = build(config_of("nlvr2_compare"))
+    task: Any = build(config_of("nlvr2_compare"))
     batch = rows_of(train_set(task.config, 8), 8)
     with torch.no_grad():
         before = task.predict(batch)[0]
