@@ -143,8 +143,9 @@ def paired_differences(runs: Sequence[ComparedRun]) -> list[PairedDifference]:
         if difference >= 0:
             differences.append(PairedDifference(a.name, b.name, difference))
         else:
-            difference = intervals.paired(b.scores, a.scores)
-            differences.append(PairedDifference(b.name, a.name, difference))
+            reverse = intervals.paired(b.scores, a.scores)
+            assert isinstance(reverse, intervals.MeasuredValue)
+            differences.append(PairedDifference(b.name, a.name, reverse))
     return differences
 
 

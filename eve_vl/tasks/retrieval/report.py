@@ -179,8 +179,8 @@ class RetrievalReport(TaskReport):
         for query in self._queries(gallery, dataset, by_text=True)[:num_rows]:
             hit_images = {}
             for rank, hit in enumerate(query.hits, start=1):
-                verdict = "✓" if query.is_match[rank - 1] else "✗"
-                hit_images[f"{rank} {verdict}"] = hit.images["image"]
+                symbol = "✓" if query.is_match[rank - 1] else "✗"
+                hit_images[f"{rank} {symbol}"] = hit.images["image"]
             example = Example(
                 where=f"{query.item.where}: {query.item.text}",
                 images={"true": query.truth.images["image"]},

@@ -115,6 +115,6 @@ def accuracy_bars(title: str, prefix: str, axis: str, values: Mapping[str, float
     labels = [name.removeprefix(prefix) for name in names]
     bars = [Bars("model", [values[name] for name in names])]
     if "vqa_acc_blind" in values:
-        blind_names = [name.replace("vqa_acc", "vqa_acc_blind") for name in names]
-        bars.append(Bars("without the image", [values.get(name, nan) for name in blind_names]))
+        baseline_names = [name.replace("vqa_acc", "vqa_acc_blind") for name in names]
+        bars.append(Bars("without the image", [values.get(name, nan) for name in baseline_names]))
     return bar_chart(title, labels, bars, show=percent, axis=axis)
