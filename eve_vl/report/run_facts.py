@@ -55,7 +55,7 @@ def run_facts(run: LoadedRun, log: Sequence[dict]) -> RunFacts:
 
 
 def is_unfinished(run: LoadedRun, log: Sequence[dict]) -> bool:
-    """Return whether a run has neither reached its last step nor stopped early by itself."""
+    """Return whether a run has neither reached its last step nor stopped early."""
     saved_steps = [run.step]
     if run.folder.name == BEST:
         for checkpoint in checkpoint_folders(root_of(run.folder)):

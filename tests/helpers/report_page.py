@@ -8,14 +8,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from eve_vl.config import Config, TaskConfig
+from eve_vl.data.image_refs import ImageDrawing, ImageRef
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.recipes import get_finetune_recipe
 from eve_vl.recipes.registry import get_recipe
 from eve_vl.report.page import write_report
+from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.run.training import train
+from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions
 
 VOID = {"meta", "img", "br", "input"}
+NUM_VAL = 36  # validation rows of fine-tuned runs
 SVG_EMPTY = {"line", "polyline", "circle"}  # written with a closing slash
 
 
@@ -107,3 +114,61 @@ def trained(config: Config) -> Path:
     """Train a run and write its page, as the command line does; the path of the page."""
     assert train(config)
     return write_report(config.out)
+
+
+def train_small_tokenizer(path: Path) -> Path:
+    """Write a tokenizer trained on few captions and questions: a run's own takes much longer."""
+    scenes = ScenePairs(split="train", image_size=32)
+    questions = SceneQuestions(split="train")
+    texts = [questions[row].question for row in range(100)]
+    for row in range(200):
+        texts += scenes[row].captions
+    path.write_text(Tokenizer.train(texts, 400).to_json())
+    return path
+
+
+def finetuned(
+    pretrained: Path,
+    task_name: str,
+    out: Path,
+    *,
+    steps: int,
+    task: dict | None = None,
+    data: dict | None = None,
+) -> Config:
+    """Return the config of a small fine-tuning run."""
+    config = get_finetune_recipe(f"scenes_{task_name}", load_run(pretrained).config)
+    interval = max(1, steps // 2)
+    return replace(
+        config,
+        out=out,
+        init=pretrained,
+        data=replace(config.data, **{"val_samples": NUM_VAL, "num_workers": 0, **(data or {})}),
+        task=replace(config.task, **(task or {})),
+        train=replace(
+            config.train,
+            steps=steps,
+            batch_size=16,
+            lr=2e-3,
+            log_every=5,
+            val_every=interval,
+            save_every=interval,
+            threads=1,
+            dtype="float32",
+        ),
+    )
+
+
+def drawn_pixels(image: ImageRef) -> np.ndarray:
+    """Return the pixels of a generated image."""
+    assert isinstance(image, ImageDrawing)
+    return image.pixels
+
+
+def pair_state(run: LoadedRun, pixels_HWC: np.ndarray, text: str) -> torch.Tensor:
+    """Return the state of the text [CLS] of one pair, encoded separately."""
+    pixels = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    ids = torch.from_numpy(run.tokenizer.encode(text, run.config.input.text_length)[0])[None]
+    encoder = run.task.encoder
+    image = encoder.image(pixels)
+    return encoder.encode(image, encoder.text(ids, None)).x_BND[:, image.num_image]

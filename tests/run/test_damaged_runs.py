@@ -223,7 +223,7 @@ def resume(run: Path) -> None:
 def report(run: Path) -> None:
     """What a page makes of a log."""
     curves = Curves(log=read_log(run), step=4)
-    for name in curves.others([]):
+    for name in curves.names_without_chart([]):
         curves.chart(name, [curves.train(name), curves.val(name)])
     read_bad_samples(run)
 
