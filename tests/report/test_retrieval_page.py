@@ -96,6 +96,7 @@ class SearchedScenes:
     def __init__(self, run: LoadedRun, num_images: int):
         scenes = ScenePairs(split="val", image_size=32)
         rows = [row for _, _, row in eval_positions([len(scenes)], num_images)]
+        assert isinstance(run.task, Retrieval)
         self.run = run
         self.task = run.task
         self.images = [drawn_pixels(scenes[row].images[0]) for row in rows]

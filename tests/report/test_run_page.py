@@ -136,8 +136,6 @@ def test_page_shows_the_evaluation(finetuned_runs: dict[str, Path], task: str, n
     for name, value in numbers.items():
         if name.startswith("vqa_acc/"):
             assert f"answer type {name.partition('/')[2]}, model: {percent(value)}" in page.text
-        if re.fullmatch(r"(tr|ir)\d+", name):
-            assert f"R@{name[2:]}, contrast: {percent(value)}" in page.text
 
 
 def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
@@ -238,9 +236,6 @@ def test_header_has_long_durations_and_invalid_rows(copy: Path):
     assert "rows.jsonl:19<b>reason 19" in page.text
     assert "rows.jsonl:20" not in page.text
     assert "a copyrecipetinystep" in page.text
-
-    write_jsonl(copy / "bad_samples.jsonl", bad_rows[:1])
-    assert "1 invalid rowrows.jsonl:0" in Page(write_report(copy)).text
 
 
 def test_task_without_its_own_report_shows_all_numbers(run: Path, tmp_path: Path, monkeypatch):
