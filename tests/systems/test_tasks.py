@@ -31,79 +31,29 @@ from eve_vl.tasks.contrast_match.task import ContrastMatch
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.utils.errors import UserError
 from helpers import tiny_tasks as tiny
+from helpers.contrast_match_batches import (
+    CONTRAST_ONLY,
+    ROWS,
+    batches_of,
+    build,
+    class_states,
+    config_of,
+    dataset_of,
+    even_targets,
+    features_of,
+    slow_contrast,
+)
 from helpers.tiny_tasks import watch_matching
-from helpers.twins import ListSource, tiny_config
-
-ALONE: dict[str, Any] = {"mlm_weight": 0.0, "itm_weight": 0.0}
-ROWS = 8
-
-
-def config_of(*, model: dict | None = None, **task: Any) -> Config:
-    return tiny_config(
-        task=ContrastMatchConfig(**task), model={"balance_weight": 0.0, **(model or {})}
-    )
-
-
-def build(config: Config) -> Any:
-    task = tiny.build(config)
-    assert isinstance(task, ContrastMatch)
-    return task.train()
-
-
-def dataset_of(config: Config) -> MaskedPairs:
-    return MaskedPairs([tiny.pairs(ROWS)], config, tiny.TOKENIZER, training=True)
-
-
-def batches_of(config: Config, sizes: Sequence[int] = (ROWS,)) -> list[PairBatch]:
-    """The rows in micro-batches; the third is another caption of the first one's image, the fourth
-    says the same as the second."""
-    dataset = dataset_of(config)
-    samples = [dataset[(0, 0, row)] for row in range(ROWS)]
-    for row, sample in enumerate(samples):
-        sample.ids_T[1] = 20 + row  # cut to as many tokens, two would be the same
-    samples[2].image_id, samples[3].caption = samples[0].image_id, samples[1].caption
-    rows = iter(samples)
-    return [dataset.collate([*islice(rows, size)]) for size in sizes]  # pyright: ignore[reportReturnType]
-
-
-def features_of(
-    task: Any, batch: PairBatch, keep_BK: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Features of length 1 by hand, of whole images or of kept patches."""
-    pixels, head = batch.images_BCHW.float() / 127.5 - 1, task.contrast.features
-    image = task.encoder.encode(task.encoder.image(pixels, keep_BK), None).x_BND[:, 0]
-    text = task.encoder.encode(None, task.encoder.text(batch.ids_BT, batch.is_padding_BT)).x_BND[
-        :, 0
-    ]
-    return F.normalize(image @ head.image.weight.T, dim=1), F.normalize(
-        text @ head.text.weight.T, dim=1
-    )
-
-
-def slow_contrast(
-    image: Tensor, text: Tensor, target: list[list[float]], temperature: float
-) -> float:
-    """Mean of both ways of minus the target's log-probability, one by one."""
-    scores, total, B = (image @ text.T / temperature).tolist(), 0.0, len(image)
-    for row in range(B):
-        for line in (scores[row], [scores[other][row] for other in range(B)]):
-            log_sum = math.log(sum(math.exp(score) for score in line))
-            total -= sum(
-                share * (score - log_sum) for share, score in zip(target[row], line, strict=True)
-            )
-    return total / (2 * B)
+from helpers.twins import ListSource
 
 
 @pytest.mark.parametrize("targets", ["image", "diagonal", "same_text"])
 def test_targets_are_shared_by_those_that_the_option_names(targets):
-    config = config_of(**ALONE, itc_targets=targets)
-    task, (batch,) = build(config), batches_of(config)
-    shared = {"image": [{0, 2}], "diagonal": [], "same_text": [{0, 2}, {1, 3}]}[targets]
-    target = [[0.0] * ROWS for _ in range(ROWS)]
-    for row in range(ROWS):
-        group = next((group for group in shared if row in group), {row})
-        for other in group:
-            target[row][other] = 1 / len(group)
+    config = config_of(**CONTRAST_ONLY, itc_targets=targets)
+    task = build(config)
+    (batch,) = batches_of(config)
+    groups = {"image": [{0, 2}], "diagonal": [], "same_text": [{0, 2}, {1, 3}]}
+    target = even_targets(groups[targets])
     expected = slow_contrast(*features_of(task, batch), target, 0.07)
     assert task(batch).terms["itc"].item() == pytest.approx(expected, rel=1e-4)
 
@@ -137,7 +87,7 @@ def labelled(states: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> ListS
 @pytest.mark.parametrize("sizes", [(ROWS,), (4, 4)])
 def test_semantic_targets_are_the_softmax_of_agreeing_labels(sizes):
     """Whatever the micro-batches; nothing is known of labels that a row does not name."""
-    config = config_of(**ALONE, itc_targets="semantic")
+    config = config_of(**CONTRAST_ONLY, itc_targets="semantic")
     task, dataset = (
         build(config),
         MaskedPairs([labelled(STATES)], config, tiny.TOKENIZER, training=True),
@@ -165,7 +115,7 @@ def test_semantic_targets_are_the_same_under_autocast():
 
 
 def test_semantic_targets_need_labels_in_training_alone():
-    config = config_of(**ALONE, itc_targets="semantic")
+    config = config_of(**CONTRAST_ONLY, itc_targets="semantic")
     source = labelled([((), ())] * ROWS)
     dataset = MaskedPairs([source], config, tiny.TOKENIZER, training=True)
     with pytest.raises(
@@ -173,7 +123,7 @@ def test_semantic_targets_need_labels_in_training_alone():
     ):
         dataset[(0, 0, 0)]
     assert MaskedPairs([source], config, tiny.TOKENIZER, training=False)[(0, 0, 0)].label_L is None
-    assert dataset_of(config_of(**ALONE))[(0, 0, 0)].label_L is None
+    assert dataset_of(config_of(**CONTRAST_ONLY))[(0, 0, 0)].label_L is None
 
 
 def test_what_is_known_to_be_absent_comes_from_tables_and_phantoms(tmp_path):
@@ -203,17 +153,14 @@ def test_what_is_known_to_be_absent_comes_from_tables_and_phantoms(tmp_path):
 
 
 def test_contrast_over_dropped_patches_is_so_in_training_alone():
-    config = config_of(**ALONE, itc_masked_image=True)
+    config = config_of(**CONTRAST_ONLY, itc_masked_image=True)
     config = replace(config, task=replace(config.task, image_mask_ratio=0.5))
-    task, (batch,) = build(config), batches_of(config)
-    own = [
-        [float(row == other or {row, other} == {0, 2}) for other in range(ROWS)]
-        for row in range(ROWS)
-    ]
-    own = [[value / sum(line) for value in line] for line in own]
+    task = build(config)
+    (batch,) = batches_of(config)
+    target = even_targets([{0, 2}])
     assert batch.keep_BK.shape == (ROWS, 8)
-    masked = slow_contrast(*features_of(task, batch, batch.keep_BK), own, 0.07)
-    whole = slow_contrast(*features_of(task, batch), own, 0.07)
+    masked = slow_contrast(*features_of(task, batch, batch.keep_BK), target, 0.07)
+    whole = slow_contrast(*features_of(task, batch), target, 0.07)
     assert abs(masked - whole) > 1e-3
     assert task(batch).terms["itc"].item() == pytest.approx(masked, rel=1e-4)
     assert task.eval()(batch).terms["itc"].item() == pytest.approx(whole, rel=1e-4)
@@ -247,13 +194,11 @@ def two_ways(config: Config) -> Any:
 
 
 def test_the_loss_of_several_contrasts_is_their_mean():
-    config = config_of(**ALONE, itc_targets="diagonal")
-    task, (batch,) = two_ways(config), batches_of(config)
-    pixels, own = batch.images_BCHW.float() / 127.5 - 1, torch.eye(ROWS).tolist()
-    image = task.encoder.encode(task.encoder.image(pixels), None).x_BND[:, 0]
-    text = task.encoder.encode(None, task.encoder.text(batch.ids_BT, batch.is_padding_BT)).x_BND[
-        :, 0
-    ]
+    config = config_of(**CONTRAST_ONLY, itc_targets="diagonal")
+    task = two_ways(config)
+    (batch,) = batches_of(config)
+    image, text = class_states(task, batch)
+    target = torch.eye(ROWS).tolist()
     total = 0.0
     for head, change in (
         (task.contrast.features, lambda x: x),
@@ -261,7 +206,7 @@ def test_the_loss_of_several_contrasts_is_their_mean():
     ):
         image_Bd = F.normalize(change(image) @ head.image.weight.T, dim=1)
         text_Bd = F.normalize(change(text) @ head.text.weight.T, dim=1)
-        total += slow_contrast(image_Bd, text_Bd, own, head.temperature.item())
+        total += slow_contrast(image_Bd, text_Bd, target, head.temperature.item())
     output = task(batch)
     assert output.terms["itc"].item() == pytest.approx(total / 2, rel=1e-4)
     output.loss.backward()
@@ -270,61 +215,6 @@ def test_the_loss_of_several_contrasts_is_their_mean():
         task.eval().image_features(batch.images_BCHW),
         F.normalize(image @ task.contrast.features.image.weight.T),
     )
-
-
-# Singular values
-
-
-def with_a_gap(C: int, D: int) -> tuple[Tensor, Tensor]:
-    """Features whose similarities have singular values far from each other, float64."""
-    rng = torch.Generator().manual_seed(C)
-    image, text = (torch.randn(C, D, generator=rng, dtype=torch.float64) for _ in range(2))
-    return image * torch.linspace(2, 0.5, D), text
-
-
-@pytest.mark.parametrize(("C", "D"), [(4, 7), (7, 4)])  # fewer rows than features, and more
-def test_sigma1_has_the_value_of_numpy_and_the_gradient_of_finite_differences(C, D):
-    image, text = with_a_gap(C, D)
-
-    def sigmas(x: Tensor) -> np.ndarray:
-        return np.linalg.svd((x @ text.T).numpy(), compute_uv=False)[: min(C, D)]
-
-    x = image.float().requires_grad_()
-    value_R = objectives.singular_values(x, text.float())
-    np.testing.assert_allclose(value_R.detach().numpy(), sigmas(image), rtol=1e-4, atol=1e-5)
-    shares = sigmas(image) / sigmas(image).sum()
-    entropy = -sum(share * math.log(share) for share in shares)
-    assert objectives.effective_rank(value_R).item() == pytest.approx(math.exp(entropy), rel=1e-4)
-    for form in (lambda value: value[0], lambda value: value[0] / value.sum()):
-        (gradient,) = torch.autograd.grad(form(value_R), x, retain_graph=True)
-        for row, column in ((0, 0), (2, 3), (C - 1, D - 1)):
-            change = torch.zeros_like(image)
-            change[row, column] = 1e-6
-            expected = (form(sigmas(image + change)) - form(sigmas(image - change))) / 2e-6
-            assert gradient[row, column].item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
-
-
-def test_sigma1_of_collapse_is_all_and_of_perfect_alignment_its_least():
-    collapsed = F.normalize(torch.ones(6, 3), dim=1)
-    assert objectives.singular_values(collapsed, collapsed)[0].item() == pytest.approx(6, rel=1e-5)
-    assert objectives.singular_values(torch.eye(6), torch.eye(6)).tolist() == pytest.approx([1] * 6)
-
-
-@pytest.mark.parametrize(
-    ("form", "weight"), [("sigma1", 0.1), ("sigma1_share", -2.0), ("sigma1", 0.0)]
-)
-def test_the_svd_term_is_added_by_its_weight_and_logged(form, weight):
-    config = config_of(**ALONE, svd_form=form, svd_weight=weight)
-    task, (batch,) = build(config), batches_of(config)
-    image, text = features_of(task, batch)
-    values = np.linalg.svd((image @ text.T).detach().double().numpy(), compute_uv=False)
-    output = task(batch)
-    assert output.terms["sigma1"].item() == pytest.approx(values[0] / ROWS, rel=1e-4)
-    expected = values[0] / (ROWS if form == "sigma1" else values.sum())
-    assert (output.loss - output.terms["itc"]).item() == pytest.approx(
-        weight * expected, rel=1e-3, abs=1e-5
-    )
-    assert 1 <= output.terms["effective_rank"] <= ROWS
 
 
 # Matching
@@ -364,7 +254,8 @@ def matched(task: Any, batch: PairBatch, monkeypatch) -> tuple[list[int], list[i
 @torch.no_grad()
 def test_random_half_gives_half_of_the_texts_another_image_and_needs_no_contrast(monkeypatch):
     config = config_of(mlm_weight=0.0, itc_weight=0.0, itm_negatives="random_half")
-    task, (batch,) = build(config), batches_of(config)
+    task = build(config)
+    (batch,) = batches_of(config)
     assert {name.split(".")[0] for name, _ in task.contrast.named_parameters()} == {"match_head"}
     assert {"itm", "itm_acc"} <= set(task(batch).terms) and "itc" not in task(batch).terms
     assert not task.is_comparable
@@ -520,7 +411,11 @@ def test_options_without_a_use_are_known():
     assert idle(mask_replace_prob=0.2, svd_form="sigma1") == pixels | {"image_mask_ratio"}
     assert idle(mask_replace_prob=0.2, itc_masked_image=True) == pixels | {"svd_weight"}
     words = {"text_mask_ratio", "whole_word_masking", "mask_replace_prob", "mask_replace_source"}
-    assert idle(**ALONE) == pixels | words | {"image_mask_ratio", "itm_negatives", "svd_weight"}
+    assert idle(**CONTRAST_ONLY) == pixels | words | {
+        "image_mask_ratio",
+        "itm_negatives",
+        "svd_weight",
+    }
     contrast = {"projection_dim", "itc_masked_image", "itc_targets", "svd_form", "svd_weight"}
     contrast |= {"memory_batches"}
     assert idle(mim_weight=1.0, itc_weight=0.0, itm_negatives="random_half") == contrast | {
@@ -530,7 +425,7 @@ def test_options_without_a_use_are_known():
 
 def test_convolutions_that_never_see_a_whole_image_are_refused():
     with pytest.raises(UserError, match=r"itc_masked_image with model\.stem conv"):
-        config_of(**ALONE, itc_masked_image=True, model={"stem": "conv"})
+        config_of(**CONTRAST_ONLY, itc_masked_image=True, model={"stem": "conv"})
     config_of(mlm_weight=0.0, itc_masked_image=True, model={"stem": "conv"})
 
 
