@@ -39,9 +39,9 @@ def close_to(expected: dict[str, float]) -> Any:
 
 
 def test_words_are_left_out_and_shuffled():
-    both = 0.8**2
-    one = 0.8 * 0.2 + 0.2**2 / 2  # of two lost words one stays
-    expected = {"red cat": both * 0.75, "cat red": both * 0.25, "red": one, "cat": one}
+    whole = 0.8**2
+    alone = 0.8 * 0.2 + 0.2**2 / 2  # of two lost words one stays
+    expected = {"red cat": whole * 0.75, "cat red": whole * 0.25, "red": alone, "cat": alone}
     assert frequencies("red cat", "words") == close_to(expected)
     assert frequencies("cat", "words") == {"cat": 1}
 

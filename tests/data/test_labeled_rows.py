@@ -1,9 +1,12 @@
 """Labelled images, texts and pairs as samples and batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from eve_vl.data.batches import ImageBatch, TextBatch
+from eve_vl.data.image_refs import ImagePixels
 from eve_vl.data.kinds.labels import (
     LabelBatch,
     LabeledExample,
@@ -24,16 +27,26 @@ LABELS = [("red", "ring"), ("blue",), ()]  # in turn
 def labelled(
     count: int, *, image: bool = True, text: bool = True, name: str = "labelled"
 ) -> ListSource[LabeledExample]:
+    """Return rows, with an image and a text or without one of them."""
     rows = []
     for row in range(count):
         example = LabeledExample(
-            image=noise(2, row, height=16, width=16) if image else None,
-            text=f"number {row}" if text else None,
+            image=image_of(row),
+            text=f"number {row}",
             labels=LABELS[row % 3],
             where=f"{name}:{row}",
         )
+        if not image:
+            example = replace(example, image=None)
+        if not text:
+            example = replace(example, text=None)
         rows.append(example)
     return ListSource(rows)
+
+
+def image_of(row: int) -> ImagePixels:
+    """Return an image of the model's size."""
+    return noise(2, row, height=16, width=16)
 
 
 def dataset_of(
@@ -62,7 +75,7 @@ def test_batches_hold_the_inputs_of_the_task_and_the_labels(
     if reads_image:
         assert isinstance(batch, ImageBatch)
         for row in range(5):
-            expected = torch.from_numpy(noise(2, row, height=16, width=16).pixels).permute(2, 0, 1)
+            expected = torch.from_numpy(image_of(row).pixels).permute(2, 0, 1)
             assert torch.equal(batch.images_BCHW[row], expected)
     if reads_text:
         assert isinstance(batch, TextBatch)

@@ -129,8 +129,9 @@ def test_epochs_follow_each_other_with_new_crops_and_masks():
     for epoch in epochs:
         assert len({row[0] for row in epoch}) == 10
     by_name = {row[0]: row for row in epochs[0]}
-    for name, image, _, _, kept, _ in epochs[1]:
-        assert (by_name[name][1], by_name[name][4]) != (image, kept)
+    for row in epochs[1]:
+        before = by_name[row[0]]
+        assert (before[1], before[4]) != (row[1], row[4])  # pixels and patches that stay
 
 
 def test_weights_of_sources_reach_the_order():

@@ -24,12 +24,12 @@ from eve_vl.data.random_streams import generator
 )
 def test_patches_are_split_into_kept_and_masked(num_patches, ratio, num_masked):
     for seed in range(20):
-        kept, masked = mask_patches(num_patches, ratio, generator(seed))
+        visible, masked = mask_patches(num_patches, ratio, generator(seed))
         assert len(masked) == num_masked
-        assert kept.dtype == masked.dtype == np.int64
-        assert sorted([*kept.tolist(), *masked.tolist()]) == list(range(num_patches))
-        assert kept.tolist() == sorted(kept.tolist())
-        assert masked.tolist() == sorted(masked.tolist())
+        assert visible.dtype == masked.dtype == np.int64
+        assert sorted([*visible.tolist(), *masked.tolist()]) == list(range(num_patches))
+        for patches in (visible.tolist(), masked.tolist()):
+            assert patches == sorted(patches)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def slow_shares(sizes: list[int], num_masked: int) -> tuple[int, list[float]]:
     from above, the one with the earliest words.
     """
     words = range(len(sizes))
-    sets = []
+    total_of = {}
     for size in words:
-        sets += itertools.combinations(words, size + 1)
-    total_of = {choice: sum(sizes[word] for word in choice) for choice in sets}
+        for choice in itertools.combinations(words, size + 1):
+            total_of[choice] = sum(sizes[word] for word in choice)
     totals_below = [total for total in total_of.values() if total <= num_masked]
     total = max(totals_below, default=min(total_of.values()))
-    fitting = [choice for choice in sets if total_of[choice] == total]
+    fitting = [choice for choice in total_of if total_of[choice] == total]
 
     counts = np.zeros(len(sizes))
     orders = list(itertools.permutations(words))

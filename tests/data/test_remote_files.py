@@ -2,12 +2,10 @@
 
 import io
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -55,63 +53,86 @@ def test_rows_of_a_batch_are_requested_together(store: Store):
 
 
 def samples_of(dataset: SampleSet) -> list[Any]:
-    """Pixels and ids of all rows, with those of wrong partners."""
+    """Return pixels and ids of all rows, with those of wrong partners."""
     content = []
     for batch in dataset.eval_batches(64, 0, 1):
         for sample in dataset.__getitems__(batch):
             for part in (sample, sample.wrong):
-                if part:
-                    image = getattr(part, "image", torch.zeros(0))
-                    content.append((image.tolist(), getattr(part, "ids_T", np.zeros(0)).tolist()))
+                for name in ("image", "ids_T"):
+                    if hasattr(part, name):
+                        content.append(getattr(part, name).tolist())
     return content
 
 
-def readings_of(spec: str) -> dict[str, Callable[[], Any]]:
+class Readings:
     """The functions that read all rows of a source."""
-    config = config_of(spec)
-    (source,) = sources = open_sources([spec], config.data, 16)
-    pairs = CaptionedImages(sources, config, CARD_TOKENIZER, training=False)
-    searching = replace(config, task=RetrievalConfig())
-    inputs = Inputs(config.input, CARD_TOKENIZER, torch.device("cpu"))
 
-    def images() -> list[Any]:
-        stream = inputs.stream_images(spec, config.data, skipped=[])
+    def __init__(self, spec: str):
+        self.spec = spec
+        self.config = config_of(spec)
+        self.sources = open_sources([spec], self.config.data, 16)
+        self.source: Any = self.sources[0]
+
+    def pairs(self) -> CaptionedImages:
+        return CaptionedImages(self.sources, self.config, CARD_TOKENIZER, training=False)
+
+    def read_pairs(self) -> Any:
+        return samples_of(self.pairs())
+
+    def read_masked_pairs(self) -> Any:
+        dataset = MaskedPairs(self.sources, self.config, CARD_TOKENIZER, training=False)
+        return samples_of(dataset)
+
+    def read_search(self) -> Any:
+        config = replace(self.config, task=RetrievalConfig())
+        return samples_of(SearchSet(self.sources, config, CARD_TOKENIZER))
+
+    def read_wrong_images(self) -> Any:
+        return samples_of(AblatedRows(self.pairs(), "wrong_image"))
+
+    def read_fingerprint(self) -> Any:
+        return fingerprint.of_sources([("", self.source)])
+
+    def read_rows(self) -> Any:
+        return [row.captions for _, row in usable_rows(self.source)]
+
+    def read_column(self) -> Any:
+        return list(self.source.values("caption"))
+
+    def read_check(self) -> Any:
+        return check_source(self.source, num_workers=0)
+
+    def read_images(self) -> Any:
+        inputs = Inputs(self.config.input, CARD_TOKENIZER, torch.device("cpu"))
+        stream = inputs.stream_images(self.spec, self.config.data, skipped=[])
         return [pixels.tolist() for _, pixels in stream]
 
-    return {
-        "pairs": lambda: samples_of(pairs),
-        "masked": lambda: samples_of(MaskedPairs(sources, config, CARD_TOKENIZER, training=False)),
-        "search": lambda: samples_of(SearchSet(sources, searching, CARD_TOKENIZER)),
-        "wrong images": lambda: samples_of(AblatedRows(pairs, "wrong_image")),
-        "fingerprint": lambda: fingerprint.of_sources([("", source)]),
-        "rows": lambda: [row.captions for _, row in usable_rows(source)],
-        "column": lambda: [*source.values("caption")],  # pyright: ignore[reportAttributeAccessIssue]
-        "check": lambda: check_source(source, num_workers=0),
-        "images": images,
-    }
+
+READINGS = [name for name in vars(Readings) if name.startswith("read_")]
 
 
+@pytest.mark.parametrize("name", READINGS)
 def test_evaluation_reads_many_remote_rows_in_one_call(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, name: str
 ):
+    """Wrong images are read after all rows."""
     calls = []
     request_ranges = remote_requests.request_ranges
 
-    def counting(ranges):
+    def note_and_request(ranges):
         calls.append(ranges)
         return request_ranges(ranges)
 
-    monkeypatch.setattr(remote_requests, "request_ranges", counting)
+    monkeypatch.setattr(remote_requests, "request_ranges", note_and_request)
     for number, color in enumerate(("blue", "green"), start=1):  # wrong images differ
         write_shard(store.folder / f"{number:05}.tar", NUM * number, color=color)
-    local = readings_of(store.local_shards)
-    for name, read in readings_of(store.shards).items():
-        calls.clear()
-        content = read()
-        num_calls = len(calls)
-        assert content and content == local[name](), name
-        # rows are read before images
-        assert num_calls <= (3 if name == "wrong images" else 2), name
+    expected = getattr(Readings(store.local_shards), name)()
+    read = getattr(Readings(store.shards), name)
+    calls.clear()
+    content = read()
+    assert content
+    assert content == expected
+    assert len(calls) <= (3 if name == "read_wrong_images" else 2)
 
 
 def test_passing_faults_change_nothing(store: Store):
@@ -173,7 +194,7 @@ def test_addresses_that_cannot_be_read_are_refused(monkeypatch: pytest.MonkeyPat
 
 
 def in_memory(name: str, data: bytes) -> str:
-    """Put a file into an object store; return its address."""
+    """Write a file to an object store; return its address."""
     fsspec.filesystem("memory").pipe(f"/bucket/{name}", data)
     return f"memory://bucket/{name}"
 

@@ -126,7 +126,7 @@ def test_rows_of_one_image_have_one_image_id():
     assert isinstance(batch, CaptionBatch)
     for row, color in enumerate(colors):
         is_same_image = batch.image_id_B == batch.image_id_B[row]
-        assert is_same_image.tolist() == [other == color for other in colors]
+        assert is_same_image.tolist() == [color == name for name in colors]
 
 
 def test_row_keys_are_those_of_the_images_or_else_of_the_texts():

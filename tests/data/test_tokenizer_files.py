@@ -156,11 +156,14 @@ VALUES = (None, True, -1, 0, 1.5, 2**32 - 1, 2**64, "", "\ud800", "x" * 999, "("
 
 
 def places_in(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON value, as keys and indices."""
+    """Return every place in a JSON value, as keys and indices."""
     places = [place]
-    keys = (
-        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    )
+    if isinstance(value, dict):
+        keys = list(value)
+    elif isinstance(value, list):
+        keys = list(range(len(value)))
+    else:
+        keys = []
     for key in keys:
         places += places_in(value[key], (*place, key))
     return places

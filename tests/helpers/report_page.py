@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from eve_vl.report.page import write_report
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions
+from helpers.twins import changed_section
 
 VOID = {"meta", "img", "br", "input"}
 NUM_VAL = 36  # validation rows of fine-tuned runs
@@ -50,14 +52,16 @@ class Page(HTMLParser):
         if "id" in values:
             self.ids.append(values["id"] or "")
         if tag == "img":
-            kind, _, data = (values["src"] or "").partition(",")
-            assert kind == "data:image/png;base64"
-            assert values["alt"] not in self.images
-            self.images[values["alt"] or ""] = np.asarray(
-                Image.open(io.BytesIO(base64.b64decode(data)))
-            )
+            self._read_image(values["alt"] or "", values["src"] or "")
         if tag not in VOID:
             self.open.append(tag)
+
+    def _read_image(self, name: str, source: str) -> None:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/png;base64"
+        assert name not in self.images
+        file = io.BytesIO(base64.b64decode(data))
+        self.images[name] = np.asarray(Image.open(file))
 
     def handle_startendtag(self, tag, attrs):
         if tag in SVG_EMPTY:
@@ -76,7 +80,8 @@ class Page(HTMLParser):
 
 def assert_self_contained(path: Path) -> None:
     """Nothing on the page comes from elsewhere, runs, or points to what is not there."""
-    html, page = path.read_text(), Page(path)
+    html = path.read_text()
+    page = Page(path)
     assert not {"script", "link", "iframe", "object", "image", "use"} & page.tags
     assert not re.search(r"https?:|url\(|@import|xmlns", html)
     assert len(page.ids) == len(set(page.ids))
@@ -96,22 +101,23 @@ def tiny(
     task: dict | TaskConfig | None = None,
     data: dict | None = None,
 ) -> Config:
+    """Return the tiny recipe with initial weights by which captions matter from the start."""
     config = get_recipe("tiny")
+    model_fields: dict[str, Any] = {"init_std": 0.1, "layer_scale_init": 1.0} | (model or {})
+    data_fields: dict[str, Any] = {"val_samples": 16} | (data or {})
     return replace(
         config,
         out=out,
-        model=replace(
-            config.model, **{"init_std": 0.1, "layer_scale_init": 1.0, **(model or {})}
-        ),  # captions matter from the start
-        task=task if isinstance(task, TaskConfig) else replace(config.task, **(task or {})),
-        data=replace(config.data, **{"val_samples": 16, **(data or {})}),
+        model=replace(config.model, **model_fields),
+        task=changed_section(config.task, task),
+        data=replace(config.data, **data_fields),
         tokenizer=replace(config.tokenizer, path=tokenizer),
         train=replace(config.train, steps=steps, threads=1, log_every=1, val_every=2, save_every=2),
     )
 
 
 def trained(config: Config) -> Path:
-    """Train a run and write its page, as the command line does; the path of the page."""
+    """Train a run and write its page, as the command line does; return the path of the page."""
     assert train(config)
     return write_report(config.out)
 

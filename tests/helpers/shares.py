@@ -22,10 +22,8 @@ class Share:
     @property
     def place(self) -> tuple[slice, ...]:
         """Where it lies in the whole."""
-        sizes = self.values.shape
-        return tuple(
-            slice(start, start + size) for start, size in zip(self.offset, sizes, strict=True)
-        )
+        sizes = zip(self.offset, self.values.shape, strict=True)
+        return tuple(slice(start, start + size) for start, size in sizes)
 
 
 def whole_tensors(folder: Path) -> dict[str, Tensor]:

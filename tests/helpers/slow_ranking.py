@@ -31,9 +31,11 @@ def slow_hit(keys: Sequence[Any], matches: Collection[int], k: int) -> float:
 
 def hits_of(ranks: Ranks) -> list[list[float] | None]:
     """Return the hits of each query at 1, 5 and 10; None for one that has no match."""
-    hits = torch.stack([ranks.hits(k) for k in RECALLS], dim=1).tolist()
-    has_match = ranks.has_match_Q.tolist()
-    return [row if is_counted else None for row, is_counted in zip(hits, has_match, strict=True)]
+    hits_QK = torch.stack([ranks.hits(k) for k in RECALLS], dim=1)
+    hits: list[list[float] | None] = []
+    for row, has_match in zip(hits_QK.tolist(), ranks.has_match_Q.tolist(), strict=True):
+        hits.append(row if has_match else None)
+    return hits
 
 
 def certain_ranks(*places: int) -> Ranks:
@@ -44,7 +46,9 @@ def certain_ranks(*places: int) -> Ranks:
 
 def matches_of(wanted: Sequence[Sequence[int]], num_candidates: int) -> Matches:
     """Return matches from the matching candidates of each query."""
-    pairs = [(query, candidate) for query, row in enumerate(wanted) for candidate in row]
+    pairs = []
+    for query, candidates in enumerate(wanted):
+        pairs += [(query, candidate) for candidate in candidates]
     pair_P2 = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
     return Matches.from_pairs(pair_P2[:, 0], pair_P2[:, 1], len(wanted), num_candidates)
 
@@ -60,5 +64,7 @@ def slow_scores(query_QD: Tensor, candidate_CD: Tensor) -> list[list[int]]:
 
 def whole_numbers(generator: random.Random, num_rows: int, width: int) -> Tensor:
     """Return whole numbers from -2 to 2, as float32."""
-    rows = [[generator.randint(-2, 2) for _ in range(width)] for _ in range(num_rows)]
+    rows = []
+    for _ in range(num_rows):
+        rows.append([generator.randint(-2, 2) for _ in range(width)])
     return torch.tensor(rows, dtype=torch.float32)

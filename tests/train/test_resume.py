@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import shlex
 import signal
 import sys
 from functools import partial
@@ -23,29 +24,16 @@ from helpers.run_comparison import assert_resumes_to_the_same, assert_same_run, 
 pytestmark = pytest.mark.usefixtures("no_report")
 
 # a tokenizer of scenes:train, a hundred times as many rows, takes seconds
-FLAGS = [
-    "--train.steps",
-    "10",
-    "--train.save-every",
-    "5",
-    "--train.val-every",
-    "5",
-    "--train.log-every",
-    "1",
-    "--data.train",
-    "scenes:val",
-    "--data.val-samples",
-    "16",
-]
-NOISE = [
-    "--model.dropout",
-    "0.1",
-    "--model.drop-path",
-    "0.2",
-    "--data.flip",
-    "--train.accumulation",
-    "2",
-]
+FLAGS = shlex.split(
+    "--train.steps 10 --train.save-every 5 --train.val-every 5 --train.log-every 1 "
+    "--data.train scenes:val --data.val-samples 16"
+)
+NOISE = shlex.split("--model.dropout 0.1 --model.drop-path 0.2 --data.flip --train.accumulation 2")
+SYSTEM_FLAGS = shlex.split(
+    "--train.steps 4 --train.save-every 2 --train.val-every 4 --train.log-every 1 "
+    "--train.batch-size 8 --train.accumulation 2 --train.threads 1 "
+    "--data.val-samples 8 --data.num-workers 0"
+)
 MUON = ["--train.optimizer", "muon"]
 PRETRAIN = ("pretrain", "tiny", *FLAGS)
 
@@ -98,32 +86,12 @@ def test_killed_fine_tuning_resumes_bit_for_bit(eve, eve_fork, pretrained, tmp_p
 )
 def test_each_system_resumes_bit_for_bit(recipe, first_stage, eve, pretrained, tmp_path: Path):
     """So does each stage, from the one before."""
-    flags = [
-        "--train.steps",
-        "4",
-        "--train.save-every",
-        "2",
-        "--train.val-every",
-        "4",
-        "--train.log-every",
-        "1",
-        "--train.batch-size",
-        "8",
-        "--train.accumulation",
-        "2",
-        "--train.threads",
-        "1",
-        "--data.val-samples",
-        "8",
-        "--data.num-workers",
-        "0",
-    ]
     start = ("--tokenizer.path", pretrained / "tokenizer.json")
     if first_stage:
-        one_step = (*flags, "--train.steps", 1)
+        one_step = (*SYSTEM_FLAGS, "--train.steps", 1)
         assert eve("pretrain", first_stage, *start, *one_step, "--out", "first").returncode == 0
         start = ("--init", "first")
-    command = ("pretrain", recipe, *start, *flags)
+    command = ("pretrain", recipe, *start, *SYSTEM_FLAGS)
     assert_resumes_to_the_same(eve, command, tmp_path, saved=2, steps=4)
 
 
@@ -206,17 +174,8 @@ def test_other_flags_in_the_same_folder_are_refused(eve):
 def test_finished_run_can_be_lengthened(eve, tmp_path: Path):
     """Its weights stay, rates are those of the longer schedule, and the log says so once."""
     run = tmp_path / "run"
-    flags = [
-        "--train.log-every",
-        "1",
-        "--train.save-every",
-        "4",
-        "--data.val-samples",
-        "8",
-        "--train.keep_checkpoints",
-        "3",
-    ]
-    command = ("pretrain", "tiny", "--out", "run", *flags)
+    flags = "--train.log-every 1 --train.save-every 4 --data.val-samples 8"
+    command = ("pretrain", "tiny", "--out", "run", *flags.split(), "--train.keep_checkpoints", 3)
     assert eve(*command, "--train.steps", 4).returncode == 0
     checkpoint = step_folder(run, 4) / "model.safetensors"
     before = load_file(checkpoint)
