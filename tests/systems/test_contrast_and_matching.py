@@ -1,34 +1,26 @@
 """Contrast and matching of VLMo, M3AE and MedFLIP against slow twins."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl import objectives
 from eve_vl.config import Config, EveModelConfig
 from eve_vl.data.masked_batches import PairBatch
-from eve_vl.data.readers.open_source import open_source
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.initialization import initialize
 from eve_vl.model.tokens import Tokens
-from eve_vl.systems.medical.phantoms.reports import COLUMNS
-from eve_vl.systems.medical.phantoms.rows import PhantomPairs
-from eve_vl.systems.medical.readers.chexpert import CHEXPERT_LABELS
 from eve_vl.tasks.contrast import negatives
 from eve_vl.tasks.contrast.contrast import Contrast
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.contrast_match.task import ContrastMatch
-from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.utils.errors import UserError
 from helpers import tiny_tasks as tiny
 from helpers.contrast_match_batches import (
@@ -38,13 +30,11 @@ from helpers.contrast_match_batches import (
     build,
     class_states,
     config_of,
-    dataset_of,
     even_targets,
     features_of,
     slow_contrast,
 )
 from helpers.tiny_tasks import watch_matching
-from helpers.twins import ListSource
 
 
 @pytest.mark.parametrize("targets", ["image", "diagonal", "same_text"])
@@ -56,100 +46,6 @@ def test_targets_are_shared_by_those_that_the_option_names(targets):
     target = even_targets(groups[targets])
     expected = slow_contrast(*features_of(task, batch), target, 0.07)
     assert task(batch).terms["itc"].item() == pytest.approx(expected, rel=1e-4)
-
-
-STATES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [  # present, absent
-    *(
-        (("edema",), ("nodule",)),
-        (("edema", "nodule"), ()),
-        ((), ("edema", "mass")),
-        (("mass",), ()),
-    ),
-    *(
-        (("edema",), ("nodule", "mass")),
-        (("nodule",), ("edema",)),
-        (("other",), ()),
-        ((), ("nodule",)),
-    ),
-]
-
-
-def labelled(states: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> ListSource[Any]:
-    rows = [tiny.pairs(ROWS)[row] for row in range(ROWS)]
-    return ListSource(
-        [
-            replace(row, labels=one, absent=other)
-            for row, (one, other) in zip(rows, states, strict=True)
-        ]
-    )
-
-
-@pytest.mark.parametrize("sizes", [(ROWS,), (4, 4)])
-def test_semantic_targets_are_the_softmax_of_agreeing_labels(sizes):
-    """Whatever the micro-batches; nothing is known of labels that a row does not name."""
-    config = config_of(**CONTRAST_ONLY, itc_targets="semantic")
-    task, dataset = (
-        build(config),
-        MaskedPairs([labelled(STATES)], config, tiny.TOKENIZER, training=True),
-    )
-    samples = iter([dataset[(0, 0, row)] for row in range(ROWS)])
-    whole: Any = dataset.collate([dataset[(0, 0, row)] for row in range(ROWS)])
-    known = [{**dict.fromkeys(one, 1), **dict.fromkeys(other, -1)} for one, other in STATES]
-    target = []
-    for row in known:
-        powers = [
-            math.exp(sum(sign * other.get(name, 0) for name, sign in row.items()))
-            for other in known
-        ]
-        target.append([power / sum(powers) for power in powers])
-    expected = slow_contrast(*features_of(task, whole), target, 0.07)
-    for batch in task.before_step([dataset.collate([*islice(samples, size)]) for size in sizes]):
-        assert task(batch).terms["itc"].item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_semantic_targets_are_the_same_under_autocast():
-    state = torch.randint(-1, 2, (6, 9), generator=torch.Generator().manual_seed(0)).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        found = objectives.semantic_targets(state, state)
-    torch.testing.assert_close(found, (state @ state.T).softmax(1), rtol=0, atol=0)
-
-
-def test_semantic_targets_need_labels_in_training_alone():
-    config = config_of(**CONTRAST_ONLY, itc_targets="semantic")
-    source = labelled([((), ())] * ROWS)
-    dataset = MaskedPairs([source], config, tiny.TOKENIZER, training=True)
-    with pytest.raises(
-        UserError, match=r"no labels, but task\.itc_targets semantic needs 1 to 32$"
-    ):
-        dataset[(0, 0, 0)]
-    assert MaskedPairs([source], config, tiny.TOKENIZER, training=False)[(0, 0, 0)].label_L is None
-    assert dataset_of(config_of(**CONTRAST_ONLY))[(0, 0, 0)].label_L is None
-
-
-def test_what_is_known_to_be_absent_comes_from_tables_and_phantoms(tmp_path):
-    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    said = {
-        "image": "a.png",
-        "caption": "a",
-        "labels": ["edema"],
-        "absent_labels": ["mass", "nodule"],
-    }
-    (tmp_path / "rows.jsonl").write_text(json.dumps(said))
-    names = ["Edema", *(name for name in CHEXPERT_LABELS if name != "Edema")]
-    values = ["1.0", "0.0", "-1.0", *[""] * 11]
-    lines = [["imgpath", "report", *names], ["a.png", "edema .", *values]]
-    (tmp_path / "chexpert.csv").write_text("\n".join(map(",".join, lines)))
-    for file, one, other in (
-        ("rows.jsonl", ["edema"], ["mass", "nodule"]),
-        ("chexpert.csv", ["Edema"], names[1:2]),
-    ):
-        row: Any = open_source(str(tmp_path / file), kind="captions")[0]
-        assert ([*row.labels], [*row.absent]) == (one, other)
-    phantoms = PhantomPairs(split="train", image_size=64)
-    for index in range(20):
-        row, read = phantoms[index], phantoms.report(index).labels
-        assert {*row.absent} == {COLUMNS[column] for column, state in read.items() if state == 0}
-        assert not {*row.absent} & {*row.labels}
 
 
 def test_contrast_over_dropped_patches_is_so_in_training_alone():
@@ -224,28 +120,28 @@ def matched(task: Any, batch: PairBatch, monkeypatch) -> tuple[list[int], list[i
     """Which image and text each matched pair has, by row among all, and its label."""
     (everything,) = batches_of(task.config)
 
-    def row_of(found: Tensor, among: list[Tensor]) -> int:
-        (row,) = [
-            row
-            for row, each in enumerate(among)
-            if each.shape == found.shape and torch.allclose(each, found, atol=1e-5)
+    def rows_of(states: list[Tensor], candidates: list[Tensor]) -> list[int]:
+        rows = []
+        for state in states:
+            matches = []
+            for row, candidate in enumerate(candidates):
+                if candidate.shape == state.shape and torch.allclose(candidate, state, atol=1e-5):
+                    matches.append(row)
+            (row,) = matches
+            rows.append(row)
+        return rows
+
+    def without_padding(x_BND: Tensor, is_padding_BN: Tensor) -> list[Tensor]:
+        return [
+            x_ND[~is_padding_N] for x_ND, is_padding_N in zip(x_BND, is_padding_BN, strict=True)
         ]
-        return row
 
     def rows(image: Tokens, text: Any) -> tuple[list[int], list[int]]:
-        texts = task.encoder.text(everything.ids_BT, None).x_BND
-        known = [
-            x_TD[~is_padding_T]
-            for x_TD, is_padding_T in zip(texts, everything.is_padding_BT, strict=True)
-        ]
-        real = [
-            x_TD[~is_padding_T]
-            for x_TD, is_padding_T in zip(text.x_BND, text.is_padding_BN, strict=True)
-        ]
-        images = [*task.encoder.image(everything.pixels()).x_BND]
-        return [row_of(each, images) for each in image.x_BND], [
-            row_of(each, known) for each in real
-        ]
+        all_images = [*task.encoder.image(everything.pixels()).x_BND]
+        all_texts = task.encoder.text(everything.ids_BT, None).x_BND
+        all_texts = without_padding(all_texts, everything.is_padding_BT)
+        texts = without_padding(text.x_BND, text.is_padding_BN)
+        return rows_of([*image.x_BND], all_images), rows_of(texts, all_texts)
 
     images, texts, labels = watch_matching(task, batch, monkeypatch, rows)
     return images, texts, labels.tolist()
@@ -318,8 +214,9 @@ def test_global_negatives_are_drawn_among_all_micro_batches(sizes, monkeypatch):
     for batch in micro_batches:
         with monkeypatch.context() as patched:
             images, texts, labels = matched(task, batch, patched)
-        B, own = len(batch.where), list(range(start, start + len(batch.where)))
-        assert images[:B] == images[2 * B :] == texts[:B] == texts[B : 2 * B] == own
+        B = len(batch.where)
+        own_rows = list(range(start, start + B))
+        assert images[:B] == images[2 * B :] == texts[:B] == texts[B : 2 * B] == own_rows
         assert labels == [True] * B + [False] * 2 * B
         found["images"] += images[B : 2 * B]
         found["texts"] += texts[2 * B :]
@@ -328,10 +225,8 @@ def test_global_negatives_are_drawn_among_all_micro_batches(sizes, monkeypatch):
 
 
 def test_draws_follow_the_weights_and_never_a_match():
-    similarity, draws = (
-        torch.tensor([3.0, 1.0, 0.0, 2.0, -1.0, 2.5]).expand(2000, 6),
-        torch.linspace(0, 1, 2000).double(),
-    )
+    similarity = torch.tensor([3.0, 1.0, 0.0, 2.0, -1.0, 2.5]).expand(2000, 6)
+    draws = torch.linspace(0, 1, 2000).double()
     is_match = torch.tensor([True, False, False, False, False, True]).expand(2000, 6)
     drawn = objectives.hard_negatives(
         similarity, is_match, draws, torch.zeros(2000, dtype=torch.long)
@@ -350,25 +245,29 @@ def test_draws_follow_the_weights_and_never_a_match():
 def test_autocast_does_not_coarsen_what_negatives_are_drawn_by(drawn, monkeypatch):
     """Global ones stand in another order."""
     config = config_of(mlm_weight=0.0, itm_negatives=drawn)
-    task, (batch,), seen = (
-        build(config),
-        batches_of(config),
-        {"hard_negatives": [], "contrastive": []},
-    )
-    for name, given in seen.items():
+    task = build(config)
+    (batch,) = batches_of(config)
+    calls = {"hard_negatives": [], "contrastive": []}
+
+    def record(name: str):
         function = getattr(objectives, name)
-        monkeypatch.setattr(
-            objectives, name, lambda *x, f=function, given=given: given.append(x) or f(*x)
-        )
+
+        def recorded(*arguments):
+            calls[name].append(arguments)
+            return function(*arguments)
+
+        monkeypatch.setattr(objectives, name, recorded)
+
+    record("hard_negatives")
+    record("contrastive")
     with torch.autocast("cpu", torch.bfloat16):
         task(batch)
-    image, text = (x.double() for x in seen["contrastive"][0][:2])
-    expected = image @ text.T / task.contrast.features.temperature.double()
-    assert len(seen["hard_negatives"]) == 2
-    for (similarity, *_), own in zip(seen["hard_negatives"], (expected.T, expected), strict=True):
-        torch.testing.assert_close(
-            similarity.double().sort(1)[0], own.sort(1)[0], rtol=0, atol=1e-4
-        )
+    image, text = calls["contrastive"][0][:2]
+    temperature = task.contrast.features.temperature.double()
+    expected = image.double() @ text.double().T / temperature
+    similarities = [arguments[0].double() for arguments in calls["hard_negatives"]]
+    for similarity, exact in zip(similarities, (expected.T, expected), strict=True):
+        torch.testing.assert_close(similarity.sort(1)[0], exact.sort(1)[0], rtol=0, atol=1e-4)
 
 
 # Accumulation
@@ -392,7 +291,8 @@ def test_accumulation_changes_nothing_of_contrast_svd_and_global_matching(make):
         svd_form="sigma1_share",
         svd_weight=0.5,
     )
-    whole, parts = gradients(config, (ROWS,), make), gradients(config, (4, 4), make)
+    whole = gradients(config, (ROWS,), make)
+    parts = gradients(config, (4, 4), make)
     assert whole.keys() == parts.keys()
     for name, gradient in whole.items():
         tolerance = 2e-5 * gradient.abs().max().item() + 1e-7
