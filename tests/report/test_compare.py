@@ -16,6 +16,7 @@ from eve_vl.pages.number_formats import number, points
 from eve_vl.report.compare import write_comparison
 from eve_vl.report.comparison_curves import over
 from eve_vl.report.find_runs import find_runs
+from eve_vl.run.loading import LoadedRun
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes.rows import ScenePairs
 from eve_vl.tasks.evaluator import Evaluated
@@ -209,6 +210,7 @@ def test_difference_has_its_interval(folder: Path, monkeypatch, low: float, sent
     compared_scores = []
 
     def evaluated(report: TaskReport, _num_samples: int) -> Evaluated:
+        assert isinstance(report.run, LoadedRun)
         name = report.run.folder.parents[1].name
         return Evaluated(numbers={}, row_scores=scores[name])
 
