@@ -158,30 +158,28 @@ def test_random_half_gives_half_of_the_texts_another_image_and_needs_no_contrast
     assert task.image_features(batch.images_BCHW).shape == (ROWS, task.feature_dim)
     images, texts, labels = matched(task, batch, monkeypatch)
     assert texts == list(range(ROWS))
-    assert labels == [image == text for image, text in zip(images, texts, strict=True)]
-    assert all(
-        (image, text) not in ((0, 2), (2, 0)) for image, text in zip(images, texts, strict=True)
-    )
+    pairs = list(zip(images, texts, strict=True))
+    assert labels == [image == text for image, text in pairs]
+    assert not {(0, 2), (2, 0)} & set(pairs)
     for B in (ROWS, 5):
         is_match = torch.eye(B, dtype=torch.bool)
-        kept = [is_match[negatives.random_half(torch.arange(B)[:, None])] for _ in range(400)]
-        assert all(row.sum() == B // 2 for row in kept)
-        assert (
-            torch.stack(kept).float().mean(0) - B // 2 / B
-        ).abs().max() < 0.125  # five standard deviations
+        candidates = torch.arange(B)[:, None]
+        halves = [is_match[negatives.random_half(candidates)] for _ in range(400)]
+        assert all(half.sum() == B // 2 for half in halves)
+        error_B = torch.stack(halves).float().mean(0) - B // 2 / B
+        assert error_B.abs().max() < 0.125  # five standard deviations
 
 
 def slow_draw(scores: list[float], is_match: list[bool], draw: float) -> int:
     """The first column up to which the weights add up to more than `draw` of their sum."""
     log_sum = math.log(sum(math.exp(score) for score in scores))
-    weights = [
-        0.0 if same else math.exp(score - log_sum) + 1e-5
-        for score, same in zip(scores, is_match, strict=True)
-    ]
-    left = draw * sum(weights)
+    weights = []
+    for score, same in zip(scores, is_match, strict=True):
+        weights.append(0.0 if same else math.exp(score - log_sum) + 1e-5)
+    remaining = draw * sum(weights)
     for column, weight in enumerate(weights):
-        left -= weight
-        if left < 0:
+        remaining -= weight
+        if remaining < 0:
             return column
     raise AssertionError
 
