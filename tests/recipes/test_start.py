@@ -4,7 +4,7 @@ validation split.
 Of recipes whose steps run the same code, such as `demo` and `scenes`, one trains.
 """
 
-import json  # noqa: I001
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,67 +12,76 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers.complaints import complaint
 from eve_vl.cli.main import main
-from eve_vl.config import DualEncoderConfig
+from eve_vl.config import Config, DualEncoderConfig
 from eve_vl.config.generated_sources import generated
-from eve_vl.config import Config
 from eve_vl.recipes.registry import get_finetune_recipe, get_recipe, recipes, start_of
 from eve_vl.run import training
 from eve_vl.run.loading import read_config
 from helpers import shortcuts
+from helpers.complaints import complaint
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
-FEW = (
-    *(
-        "--train.steps",
-        1,
-        "--train.batch-size",
-        4,
-        "--train.accumulation",
-        1,
-        "--train.threads",
-        1,
-        "--data.num-workers",
-        0,
-    ),
-    *("--data.val-samples", 4, "--train.dtype", "float32"),
-)
-SHAPES = {
-    False: (
-        "--model.embed-dim",
-        24,
-        "--model.depth",
-        2,
-        "--model.num-heads",
-        3,
-        "--model.num-deep-blocks",
-        1,
-    ),
-    True: (
-        "--model.embed-dim",
-        24,
-        "--model.image-depth",
-        1,
-        "--model.text-depth",
-        1,
-        "--model.num-heads",
-        3,
-    ),
-}
-PAPER = ("--input.image-size", 32, "--input.patch-size", 16, "--tokenizer.vocab-size", 400)
-DECODER = ("--task.decoder-dim", 24, "--task.decoder-num-heads", 3)
+FEW = [
+    "--train.steps",
+    "1",
+    "--train.batch-size",
+    "4",
+    "--train.accumulation",
+    "1",
+    "--train.threads",
+    "1",
+    "--train.dtype",
+    "float32",
+    "--data.num-workers",
+    "0",
+    "--data.val-samples",
+    "4",
+]
+ONE_ENCODER = [
+    "--model.embed-dim",
+    "24",
+    "--model.num-heads",
+    "3",
+    "--model.depth",
+    "2",
+    "--model.num-deep-blocks",
+    "1",
+]
+TWO_ENCODERS = [
+    "--model.embed-dim",
+    "24",
+    "--model.num-heads",
+    "3",
+    "--model.image-depth",
+    "1",
+    "--model.text-depth",
+    "1",
+]
+SMALL_INPUT = [
+    "--input.image-size",
+    "32",
+    "--input.patch-size",
+    "16",
+    "--tokenizer.vocab-size",
+    "400",
+]
+SMALL_DECODER = ["--task.decoder-dim", "24", "--task.decoder-num-heads", "3"]
 
 
-def shape_flags(name: str) -> tuple[object, ...]:
-    """The flags that make a pre-training recipe small."""
+def shape_flags(name: str) -> list[str]:
+    """Return the flags that make a pre-training recipe small."""
     config = get_recipe(name)
-    flags = SHAPES[isinstance(config.model, DualEncoderConfig)]
+    flags = ONE_ENCODER
+    if isinstance(config.model, DualEncoderConfig):
+        flags = TWO_ENCODERS
     if config.input.image_size < 224:
         return flags
-    has_decoder = vars(config.task)["mim_weight"] and config.task.name != "mlim"
-    return (*flags, *PAPER, *DECODER * bool(has_decoder))
+    flags = flags + SMALL_INPUT
+    if vars(config.task)["mim_weight"] and config.task.name != "mlim":
+        flags = flags + SMALL_DECODER
+    return flags
 
 
 def split(config: Config) -> tuple[str, ...]:
@@ -119,9 +128,11 @@ def path_of(config: Config) -> str:
         train=replace(config.train, log_every=1, val_every=1, save_every=1),
     )
     number = r"\b(\d+\.\d+(e-\d+)?|\d+e-\d+|\d+)\b"
-    return re.sub(
-        number, lambda found: found[0] if float(found[0]) in (0, 1) else "x", repr(config)
-    )
+
+    def without_size(match: re.Match[str]) -> str:
+        return match[0] if float(match[0]) in (0, 1) else "x"
+
+    return re.sub(number, without_size, repr(config))
 
 
 class Started(dict[str, Path]):
@@ -129,15 +140,16 @@ class Started(dict[str, Path]):
 
     def __init__(self, folder: Path):
         super().__init__()
-        self.folder, self.trained = folder, dict[str, Path]()
+        self.folder = folder
+        self.trained: dict[str, Path] = {}
 
     def start(self, *words: object) -> Path:
         """Start a recipe on the command line; return the first run of its path."""
-        found: list[Config] = []
+        configs: list[Config] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "train", lambda config, **_: found.append(config))
+            patch.setattr(training, "train", lambda config, **_: configs.append(config))
             main([str(word) for word in words])
-        (config,) = found
+        (config,) = configs
         path = path_of(config)
         if path not in self.trained:
             with pytest.MonkeyPatch.context() as patch:
@@ -147,17 +159,8 @@ class Started(dict[str, Path]):
         return self.trained[path]
 
     def __missing__(self, name: str) -> Path:
-        self[name] = self.start(
-            *(
-                "pretrain",
-                name,
-                "--out",
-                self.folder / name,
-                *FEW,
-                *shape_flags(name),
-                *split(get_recipe(name)),
-            )
-        )
+        flags = (*FEW, *shape_flags(name), *split(get_recipe(name)))
+        self[name] = self.start("pretrain", name, "--out", self.folder / name, *flags)
         return self[name]
 
 
@@ -175,33 +178,16 @@ def test_a_pre_training_recipe_starts_by_its_name(name, started: Started):
 def test_a_fine_tuning_recipe_starts_by_its_name(name, started: Started, tmp_path: Path):
     start = started[STARTS[name]]
     data = split(get_finetune_recipe(name, read_config(start)))
-    run = started.start(
-        "finetune",
-        name,
-        "--init",
-        start,
-        "--out",
-        tmp_path / "run",
-        *FEW,
-        *data,
-        "--train.batch-size",
-        16,
-    )
+    flags = (*FEW, *data, "--train.batch-size", 16)
+    run = started.start("finetune", name, "--init", start, "--out", tmp_path / "run", *flags)
     assert (run / "checkpoints/step_00000001/model.safetensors").is_file()
 
 
 def test_recipes_with_one_path_share_a_run(started: Started):
     """Those of `scenes` are those of the demo with more steps."""
     assert started["demo"] == started["scenes"] != started["demo_words"] == started["scenes_words"]
-    assert (
-        len(
-            {
-                started[name]
-                for name in ("demo", "demo_words", "demo_mlm_itc_itm", "scenes_all_losses")
-            }
-        )
-        == 4
-    )
+    names = ("demo", "demo_words", "demo_mlm_itc_itm", "scenes_all_losses")
+    assert len({started[name] for name in names}) == 4
 
 
 def test_icons_search_starts_by_its_name_and_names_the_column_that_a_table_lacks(
@@ -210,23 +196,10 @@ def test_icons_search_starts_by_its_name_and_names_the_column_that_a_table_lacks
     rows = []
     for number in range(40):
         Image.new("RGB", (8, 8), (6 * number, 0, 0)).save(tmp_path / f"{number}.png")
-        rows.append(
-            {
-                "image": f"{number}.png",
-                "caption": f"red {number}",
-                "set": "even" if number % 2 == 0 else "odd",
-            }
-        )
-    flags = (
-        "--init",
-        started["tiny"],
-        "--scratch",
-        *FEW,
-        "--data.val",
-        "with.jsonl",
-        "--train.batch-size",
-        16,
-    )
+        parity = "even" if number % 2 == 0 else "odd"
+        rows.append({"image": f"{number}.png", "caption": f"red {number}", "set": parity})
+    flags = ("--init", started["tiny"], "--scratch", *FEW, "--train.batch-size", 16)
+    flags += ("--data.val", "with.jsonl")
     (tmp_path / "with.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = eve("finetune", "icons_search", *flags, "--data.train", "with.jsonl", "--out", "run")
     assert done.returncode == 0, done.stderr
