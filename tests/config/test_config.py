@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -301,66 +302,47 @@ def test_the_flags_of_a_config_give_it_again():
     config = replace(
         recipe, train=replace(recipe.train, **train), data=replace(recipe.data, **data)
     )
-    assert (
-        parse(
-            TrainArgs, changed_flags(config, recipe), "eve", None, TrainArgs(config=recipe)
-        ).config
-        == config
-    )
+    flags = changed_flags(config, recipe)
+    parsed = parse(TrainArgs, flags, "eve", None, TrainArgs(config=recipe))
+    assert parsed.config == config
 
 
-def test_what_has_no_use_with_or_without_a_start_is_refused():
-    with pytest.raises(
-        UserError, match=r"^scratch limits what --init gives, but there is no --init; name a run$"
-    ):
-        Config(task=MaskedSignalConfig(), recipe="x", out=Path("x"), scratch=True)
-    with pytest.raises(
-        UserError,
-        match=r"^train\.head_lr_multiplier has no effect without --init: all parameters are new$",
-    ):
-        Config(
-            task=MaskedSignalConfig(),
-            recipe="x",
-            out=Path("x"),
-            train=TrainConfig(head_lr_multiplier=2.0),
-        )
-    with pytest.raises(
-        UserError,
-        match=r"^tokenizer\.path has no effect with --init, which brings its run's tokenizer$",
-    ):
-        Config(
-            task=MaskedSignalConfig(),
-            recipe="x",
-            out=Path("x"),
-            init=Path("y"),
-            tokenizer=TokenizerConfig(path=Path("tokenizer.json")),
-        )
-    for start in ({}, {"init": Path("y"), "scratch": True}):
-        with pytest.raises(
-            UserError, match=r"init_allow_missing has no effect without weights from an --init run$"
-        ):
-            Config(
-                task=MaskedSignalConfig(),
-                recipe="x",
-                out=Path("x"),
-                init_allow_missing=("encoder.norm.*",),
-                **start,
-            )
-    Config(
-        task=MaskedSignalConfig(),
-        recipe="x",
-        out=Path("x"),
-        init=Path("y"),
-        init_allow_missing=("encoder.norm.*",),
-    )
-    Config(
-        task=MaskedSignalConfig(),
-        recipe="x",
-        out=Path("x"),
-        init=Path("y"),
-        scratch=True,
-        train=TrainConfig(head_lr_multiplier=2.0),
-    )
+ALLOW_MISSING = {"init_allow_missing": ("encoder.norm.*",)}
+START = {"init": Path("y")}
+
+
+def small_config(**values: Any) -> Config:
+    """Return a config of masked signals with some values."""
+    return Config(task=MaskedSignalConfig(), recipe="x", out=Path("x"), **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scratch": True}, "scratch limits what --init gives, but there is no --init; name a run"),
+        (
+            {"train": TrainConfig(head_lr_multiplier=2.0)},
+            "train.head_lr_multiplier has no effect without --init: all parameters are new",
+        ),
+        (
+            START | {"tokenizer": TokenizerConfig(path=Path("tokenizer.json"))},
+            "tokenizer.path has no effect with --init, which brings its run's tokenizer",
+        ),
+        (ALLOW_MISSING, "init_allow_missing has no effect without weights from an --init run"),
+        (
+            START | ALLOW_MISSING | {"scratch": True},
+            "init_allow_missing has no effect without weights from an --init run",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(values, message):
+    with pytest.raises(UserError, match=f"{re.escape(message)}$"):
+        small_config(**values)
+
+
+def test_options_of_a_start_are_accepted_with_one():
+    small_config(**START, **ALLOW_MISSING)
+    small_config(**START, scratch=True, train=TrainConfig(head_lr_multiplier=2.0))
 
 
 def test_a_file_names_its_task():
@@ -427,18 +409,14 @@ def test_unknown_and_missing_keys_are_refused_with_the_nearest_name():
 
 def test_what_an_older_version_did_not_write_takes_its_default():
     values = to_dict(get_recipe("tiny"))
-    del (
-        values["model"]["routing"],
-        values["train"]["clip_norm"],
-        values["input"]["padded_text_length"],
-    )
+    del values["model"]["routing"]
+    del values["train"]["clip_norm"]
+    del values["input"]["padded_text_length"]
     config = from_dict(Config, values, "run/config.json")
     assert isinstance(config.model, EveModelConfig)
     assert config.input.padded_text_length == 0
-    assert (config.model.routing, config.train.clip_norm) == (
-        EveModelConfig.routing,
-        TrainConfig.clip_norm,
-    )
+    assert config.model.routing == EveModelConfig.routing
+    assert config.train.clip_norm == TrainConfig.clip_norm
 
 
 def test_wrong_values_in_a_file_are_found_like_those_of_flags():
@@ -458,20 +436,21 @@ def test_nearest_names():
 
 
 def test_derived_sizes_of_the_papers_models():
-    base, large, sizes = (
-        get_recipe("base").model,
-        get_recipe("large").model,
-        get_recipe("base").input,
-    )
+    base = get_recipe("base").model
+    large = get_recipe("large").model
+    sizes = get_recipe("base").input
     assert isinstance(base, EveModelConfig)
     assert isinstance(large, EveModelConfig)
     assert (sizes.num_patches, sizes.patch_dim, base.ffn_dim) == (196, 768, 3072)
-    assert (sizes.max_text_tokens, replace(sizes, padded_text_length=30).max_text_tokens) == (
-        40,
-        30,
-    )
+    assert sizes.max_text_tokens == 40
+    assert replace(sizes, padded_text_length=30).max_text_tokens == 30
     assert base.ffn_policies == ("modality",) * 10 + ("moe",) * 2
     assert (large.ffn_dim, large.ffn_policies) == (4096, ("modality",) * 21 + ("moe",) * 3)
-    train, other = get_recipe("base").train, get_recipe("large").train
-    assert (train.steps, train.batch_size, train.lr) == (480_000, 2048, 5e-4)
-    assert (other.steps, other.batch_size, other.lr) == (280_000, 2048, 2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "lr"), [("base", 480_000, 5e-4), ("large", 280_000, 2e-4)]
+)
+def test_training_of_the_papers_models(name, steps, lr):
+    train = get_recipe(name).train
+    assert (train.steps, train.batch_size, train.lr) == (steps, 2048, lr)
