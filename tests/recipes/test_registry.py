@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -61,7 +62,7 @@ def functions_by_arguments(source: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", MODULES)
 def test_every_recipe_of_a_module_is_registered_and_documented(name):
     module = importlib.import_module(name)
-    functions = functions_by_arguments(Path(module.__file__).read_text())
+    functions = functions_by_arguments(inspect.getsource(module))
     for verb, expected in functions.items():
         names = []
         for recipe_name, recipe in recipes(verb).items():
