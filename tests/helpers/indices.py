@@ -61,6 +61,14 @@ def write_captioned(folder: Path) -> Path:
     return write_jsonl(folder / "table.jsonl", rows)
 
 
+def change_database(folder: Path, sql: str, *values: str) -> None:
+    """Change the database of an index as another program would."""
+    db = sqlite3.connect(folder / DATABASE)
+    with db:
+        db.execute(sql, values)
+    db.close()
+
+
 @dataclass(frozen=True)
 class IndexedImage:
     """What an index holds about an image."""

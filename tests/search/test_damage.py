@@ -1,7 +1,6 @@
 """Damage of an index is one clear error, and never another answer."""
 
 import json
-import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +13,10 @@ from eve_vl.search import checksums
 from eve_vl.search.checksums import CHECKED
 from eve_vl.search.hits import Hit
 from eve_vl.search.index import Index
-from eve_vl.search.index_files import CHECKSUMS, DATABASE
+from eve_vl.search.index_files import CHECKSUMS
 from eve_vl.search.update import Update
 from eve_vl.utils.errors import DamagedError, UserError
-from helpers.indices import write_image, write_images
+from helpers.indices import change_database, write_image, write_images
 from helpers.tiny_runs import TEXTS
 
 
@@ -35,14 +34,6 @@ def search(folder: Path, model: Eve) -> list[list[Hit]]:
         index.search(TEXTS[0], captions=True),
         index.search(TEXTS[1], rerank=0),
     ]
-
-
-def change(folder: Path, sql: str) -> None:
-    """Change the database as another program would."""
-    db = sqlite3.connect(folder / DATABASE)
-    with db:
-        db.execute(sql)
-    db.close()
 
 
 def test_flipped_bit_never_changes_an_answer(folder, model):
@@ -79,7 +70,7 @@ def test_flipped_bit_never_changes_an_answer(folder, model):
     ],
 )
 def test_change_by_another_program_is_one_line(eve, run, folder, sql):
-    change(folder, sql)
+    change_database(folder, sql)
     problem = (
         "index/index.sqlite: is damaged, or was changed by another program: "
         "it differs from its checksum"
@@ -94,9 +85,9 @@ def test_change_by_another_program_is_one_line(eve, run, folder, sql):
 @pytest.mark.parametrize("value", ["'{'", "'\"8\"'", "x'ff'", "NULL"])
 def test_damaged_facts_without_checksums_are_one_line(folder, model, value):
     (folder / CHECKSUMS).unlink()
-    change(folder, "DELETE FROM fact WHERE name = 'dim'")
+    change_database(folder, "DELETE FROM fact WHERE name = 'dim'")
     if value != "NULL":
-        change(folder, f"INSERT INTO fact VALUES ('dim', {value})")
+        change_database(folder, f"INSERT INTO fact VALUES ('dim', {value})")
     problem = r"index\.sqlite: its table of facts is damaged; make it again: delete "
     with pytest.raises(DamagedError, match=problem):
         Index.open(folder, model)

@@ -4,7 +4,6 @@ write them and die."""
 import hashlib
 import json
 import shutil
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.launcher import ProcessPlace
 from helpers.indices import features_of, write_images
 from helpers.source_files import write_jsonl
+from helpers.tars import write_tar_of
 from helpers.tiny_runs import TEXTS, tiny_run, write_run
 
 SIZES = ("--part-rows", 8, "--batch-size", 4)
@@ -37,9 +37,8 @@ def features_in(table) -> np.ndarray:
 
 def write_shard(photos: Path, path: Path) -> None:
     """Write a shard of three images with captions."""
-    with tarfile.open(path, "w") as tar:
-        for file in sorted(photos.glob("old/0[0-2].*")):
-            tar.add(file, file.name)
+    files = sorted(photos.glob("old/0[0-2].*"))
+    write_tar_of(path, {file.name: file.read_bytes() for file in files})
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from eve_vl import __version__
 from eve_vl.eve import Eve
 from eve_vl.search.index_files import CHECKSUMS, DATABASE
-from helpers.indices import read_index, write_photos
+from helpers.indices import change_database, read_index, write_photos
 from helpers.tiny_runs import tiny_run, write_run
 
 
@@ -24,10 +23,7 @@ def copy_unchecked(index: Path, name: str) -> Path:
 
 
 def set_fact(index: Path, name: str, value: str) -> None:
-    db = sqlite3.connect(index / DATABASE)
-    with db:
-        db.execute("UPDATE fact SET value = ? WHERE name = ?", [value, name])
-    db.close()
+    change_database(index, "UPDATE fact SET value = ? WHERE name = ?", value, name)
 
 
 @pytest.fixture(scope="module")

@@ -41,16 +41,16 @@ def test_hits_are_ordered_by_dot_product(model, photos, tmp_path):
     text = model.encode_text(TEXTS[1])[0]
     without_violet = text - model.encode_text("violet")[0]
     by_image: dict[str, Any] = {"image": image_path}
-    searches: list[tuple[Any, Any, Any, dict[str, Any]]] = [
-        (images, images.names, text, {"query": TEXTS[1]}),
-        (images, images.names, image, by_image),
-        (captions, TEXTS, image, {**by_image, "captions": True}),
-        (images, images.names, without_violet, {"query": f"{TEXTS[1]} -violet"}),
-        (images, images.names, text + image, {**by_image, "query": TEXTS[1]}),
+    searches: list[tuple[Any, Any, dict[str, Any]]] = [
+        (images, text, {"query": TEXTS[1]}),
+        (images, image, by_image),
+        (captions, image, {**by_image, "captions": True}),
+        (images, without_violet, {"query": f"{TEXTS[1]} -violet"}),
+        (images, text + image, {**by_image, "query": TEXTS[1]}),
     ]
-    for features, feature_names, query, options in searches:
+    for features, query, options in searches:
         scores = np.asarray(features) @ (query / np.linalg.norm(query))
-        score_of_name = dict(zip(feature_names, scores, strict=True))
+        score_of_name = dict(zip(features.names, scores, strict=True))
         hits = index.search(**options, top=7, rerank=0, by="vectors")
         hit_scores = [hit.score for hit in hits]
         np.testing.assert_allclose(hit_scores, sorted(scores, reverse=True)[:7], atol=3e-3)

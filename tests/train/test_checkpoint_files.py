@@ -23,7 +23,7 @@ from eve_vl.train.optimizer import build_optimizer, optimizer_tensors
 from eve_vl.train.random_state import get_rng_state
 from eve_vl.train.training_state import load_training_state
 from eve_vl.utils.errors import UserError
-from helpers.damaged_checkpoints import cut, edit_state, edit_tensors, flip_a_bit
+from helpers.damaged_checkpoints import Damage, cut, edit_state, edit_tensors, flip_a_bit
 from helpers.number_task import CONFIG, Guess, scored, step_folder, train
 
 SHORT = replace(CONFIG, steps=4, val_every=4)
@@ -133,51 +133,52 @@ def test_failed_write_names_the_folder_and_keeps_the_one_before(tmp_path: Path, 
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def write_state(content: bytes) -> Damage:
+    return lambda folder: (folder / "state.json").write_bytes(content)
+
+
+def edit_weight(value: Tensor) -> Damage:
+    def edit(tensors: dict[str, Tensor]) -> None:
+        tensors["weight"] = value
+
+    return edit_tensors("model.safetensors", edit)
+
+
+def remove_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def spoil_numpy_state(tensors: dict[str, Tensor]) -> None:
+    tensors["numpy"][0].fill_(2**40)
+
+
+FLIPPED = "is not what was written, by its checksum"
+NO_NAMES = "state.json lists new parameters that are no names"
 DAMAGES = [
-    (
-        flip_a_bit("model.safetensors"),
-        "damaged (model.safetensors is not what was written, by its checksum)",
-    ),
-    (flip_a_bit("optimizer.safetensors"), "optimizer.safetensors is not what was written"),
-    (flip_a_bit("rng_0.safetensors"), "rng_0.safetensors is not what was written"),
-    (flip_a_bit("config.json"), "config.json is not what was written"),
-    (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    (flip_a_bit("model.safetensors"), f"damaged (model.safetensors {FLIPPED})"),
+    (flip_a_bit("optimizer.safetensors"), f"optimizer.safetensors {FLIPPED}"),
+    (flip_a_bit("rng_0.safetensors"), f"rng_0.safetensors {FLIPPED}"),
+    (flip_a_bit("config.json"), f"config.json {FLIPPED}"),
+    (remove_tokenizer, "tokenizer.json is missing"),
     (edit_state(step=True), "state.json holds no step"),
     (edit_state(step=10**30), "state.json holds no step"),
-    (edit_state(new=["head", 0.5]), "state.json lists new parameters that are no names"),
-    (edit_state(new=3), "state.json lists new parameters that are no names"),
+    (edit_state(new=["head", 0.5]), NO_NAMES),
+    (edit_state(new=3), NO_NAMES),
     (edit_state(num_processes=0), "state.json says num_processes 0"),
     (edit_state(num_processes=True), "state.json says num_processes True"),
     (edit_state(num_processes="1"), "state.json says num_processes 1"),
     (edit_state(sha256=[]), "state.json holds no checksums"),
     (cut("state.json"), "state.json: "),
-    (
-        lambda folder: (folder / "state.json").write_text("[]"),
-        "state.json: cannot be read (JSON list",
-    ),
-    (lambda folder: (folder / "state.json").write_text("[" * 99_999), "state.json: "),
-    (lambda folder: (folder / "state.json").write_bytes(b"\xff"), "state.json: "),
+    (write_state(b"[]"), "state.json: cannot be read (JSON list"),
+    (write_state(b"[" * 99_999), "state.json: "),
+    (write_state(b"\xff"), "state.json: "),
     (cut("model.safetensors"), "model.safetensors: cannot be read"),
     (cut("optimizer.safetensors"), "damaged ("),
     (cut("rng_0.safetensors"), "damaged ("),
-    (
-        edit_tensors("model.safetensors", lambda tensors: tensors["weight"].fill_(torch.nan)),
-        "model.safetensors: weight holds NaN or infinity",
-    ),
-    (
-        edit_tensors("model.safetensors", lambda tensors: tensors.update(weight=torch.arange(3))),
-        "weight has shape (3,) of whole numbers, expected (3,)",
-    ),
-    (
-        edit_tensors(
-            "model.safetensors", lambda tensors: tensors.update(weight=torch.ones(3).double())
-        ),
-        "weight is float64, expected dense numbers",
-    ),
-    (
-        edit_tensors("rng_0.safetensors", lambda tensors: tensors["numpy"][0].fill_(2**40)),
-        "damaged (",
-    ),
+    (edit_weight(torch.full((3,), torch.nan)), "weight holds NaN or infinity"),
+    (edit_weight(torch.arange(3)), "weight has shape (3,) of whole numbers, expected (3,)"),
+    (edit_weight(torch.ones(3).double()), "weight is float64, expected dense numbers"),
+    (edit_tensors("rng_0.safetensors", spoil_numpy_state), "damaged ("),
 ]
 
 

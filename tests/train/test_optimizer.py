@@ -143,8 +143,8 @@ def test_orthogonalized_matrix_has_singular_values_near_1_and_the_same_vectors(s
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     result = orthogonalize(x)
     assert result.shape == x.shape
-    left, _, right = torch.linalg.svd(x, full_matrices=False)
-    rotated = left.mT @ result @ right.mT
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    rotated = u.mT @ result @ v.mT
     singular_values = rotated.diagonal(dim1=1, dim2=2)
     assert singular_values.min() > 0.6
     assert singular_values.max() < 1.3
