@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from eve_vl.predict.batching import in_batches
 from eve_vl.predict.heatmap import CLS, Evidence, Heatmap, heatmap
@@ -37,37 +38,52 @@ class ClassificationPredictor(Predictor):
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow."""
-        return ("classify",) if self.task.settings.inputs == "text" else ("classify", "explain")
+        if self.task.settings.inputs == "text":
+            return ("classify",)
+        return ("classify", "explain")
 
     @torch.no_grad()
     def classify(
-        self, asked: Classify, batch_size: int = 64
+        self, request: Classify, batch_size: int = 64
     ) -> list[ScoredLabel] | list[list[ScoredLabel]]:
         """Return the most probable labels of each row."""
-        reads = self.task.settings.inputs
-        for what, value in (("image", asked.image), ("text", asked.text)):
-            if (value is not None) != (reads in (what, "both")):
-                raise UserError(
-                    f"classify: this run reads {reads}; {'give' if value is None else 'leave out'} the {what}"
-                )
-        given = (user_images, asked.image), (user_texts, asked.text)
+        self._require_inputs(request)
 
         def best(*columns: Sequence[Any]) -> list[list[ScoredLabel]]:
-            tensors = [self.inputs.images(columns[0])] if asked.image is not None else []
-            tensors += self.inputs.texts(columns[-1]) if asked.text is not None else ()
-            classes = (
-                best_classes(row_C, asked.top)
-                for row_C in self.task.probabilities(self.task.logits(*tensors)[0])
-            )
-            return [
-                [
-                    ScoredLabel(label=self.task.sizes.labels[c], probability=value)
-                    for c, value in row
-                ]
-                for row in classes
-            ]
+            tensors = []
+            if request.image is not None:
+                tensors.append(self.inputs.images(columns[0]))
+            if request.text is not None:
+                tensors.extend(self.inputs.texts(columns[-1]))
+            logits_BC, _ = self.task.logits(*tensors)
+            rows = []
+            for probability_C in self.task.probabilities(logits_BC):
+                rows.append(self._best_labels(probability_C, request.top))
+            return rows
 
-        return in_batches(best, batch_size, *(one for one in given if one[1] is not None))
+        inputs: list[Any] = []
+        if request.image is not None:
+            inputs.append((user_images, request.image))
+        if request.text is not None:
+            inputs.append((user_texts, request.text))
+        return in_batches(best, batch_size, *inputs)
+
+    def _require_inputs(self, request: Classify) -> None:
+        """Raise UserError unless a request has exactly the inputs that the run reads."""
+        reads = self.task.settings.inputs
+        for name, value in (("image", request.image), ("text", request.text)):
+            is_read = reads in (name, "both")
+            if is_read and value is None:
+                raise UserError(f"classify: this run reads {reads}; give the {name}")
+            if value is not None and not is_read:
+                raise UserError(f"classify: this run reads {reads}; leave out the {name}")
+
+    def _best_labels(self, probability_C: Tensor, top: int) -> list[ScoredLabel]:
+        labels = []
+        for number, probability in best_classes(probability_C, top):
+            label = self.task.sizes.labels[number]
+            labels.append(ScoredLabel(label=label, probability=probability))
+        return labels
 
     def explain(self, request: Explain) -> Heatmap:
         """Return where in the image the run finds evidence for a label.
@@ -96,11 +112,11 @@ class ClassificationPredictor(Predictor):
     def _evidence(
         self, images: list[UserImage], text: str, positions: list[int] | None, answer: str | None
     ) -> Evidence:
-        labels, tensors = (
-            self.task.sizes.labels,
-            (self.inputs.images(images), *(self.inputs.texts([text]) if text else ())),
-        )
+        labels = self.task.sizes.labels
         if answer is not None and answer not in labels:
             raise UserError(f"no label {nearest(answer, labels)}")
-        chosen = None if answer is None else labels.index(answer)
-        return self._label_evidence(lambda task: task.logits(*tensors)[0], chosen, "label")
+        label = None if answer is None else labels.index(answer)
+        tensors = [self.inputs.images(images)]
+        if text:
+            tensors.extend(self.inputs.texts([text]))
+        return self._label_evidence(lambda task: task.logits(*tensors)[0], label, "label")

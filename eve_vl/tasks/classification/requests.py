@@ -12,7 +12,10 @@ class Classify(Request):
     Returns the most probable labels, best first. Lists are answered row by row.
     """
 
-    name, key, title, by_rows = "classify", "labels", "Classify", True
+    name = "classify"
+    key = "labels"
+    title = "Classify"
+    by_rows = True
     image: Positional[Images | None] = None
     """Image, for a run that reads images."""
     text: Texts | None = None

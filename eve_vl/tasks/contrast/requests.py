@@ -17,7 +17,9 @@ class Match(Request):
     with task.itm_loss learned to rank only.
     """
 
-    name, key, title = "match", "probability", "Match"
+    name = "match"
+    key = "probability"
+    title = "Match"
     examples: ClassVar[Mapping[str, str]] = {"text": "what the image may show"}
     image: Positional[Images]
     """Image."""
@@ -38,7 +40,10 @@ class ZeroShot(Request):
     answered row by row.
     """
 
-    name, key, title, by_rows = "zero_shot", "classes", "Compare labels", True
+    name = "zero_shot"
+    key = "classes"
+    title = "Compare labels"
+    by_rows = True
     examples: ClassVar[Mapping[str, str]] = {
         "prompts": "animal: a dog; a cat\nplant: a tree; a flower"
     }

@@ -1,9 +1,7 @@
 """The calls of runs pre-trained by contrast and matching."""
 
 from eve_vl.predict.heatmap import Evidence
-from eve_vl.predict.inputs import (
-    UserImage,
-)
+from eve_vl.predict.inputs import UserImage
 from eve_vl.tasks.contrast.predictor import ContrastPredictor
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.contrast_match.task import ContrastMatch
@@ -18,17 +16,13 @@ class ContrastMatchPredictor(MaskedSignalPredictor, ContrastPredictor):
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow."""
-        return tuple(
-            dict.fromkeys(ContrastPredictor.offered(self) + MaskedSignalPredictor.offered(self))
-        )
+        calls = ContrastPredictor.offered(self) + MaskedSignalPredictor.offered(self)
+        return tuple(dict.fromkeys(calls))
 
     def _evidence(
         self, images: list[UserImage], text: str, positions: list[int] | None, answer: str | None
     ) -> Evidence:
         masks_word = self.task.settings.mlm_weight and positions is not None
-        kind = (
-            MaskedSignalPredictor
-            if masks_word or self.task.contrast.match_head is None
-            else ContrastPredictor
-        )
-        return kind._evidence(self, images, text, positions, answer)
+        if masks_word or self.task.contrast.match_head is None:
+            return MaskedSignalPredictor._evidence(self, images, text, positions, answer)
+        return ContrastPredictor._evidence(self, images, text, positions, answer)

@@ -16,7 +16,9 @@ class FillMask(Request):
     All masks of a caption are guessed at once. Lists are answered row by row.
     """
 
-    name, title, by_rows = "fill_mask", "Fill in", True
+    name = "fill_mask"
+    title = "Fill in"
+    by_rows = True
     examples: ClassVar[Mapping[str, str]] = {"text": "a drawing of a [MASK]"}
     image: Positional[Images]
     """Image."""
@@ -32,7 +34,9 @@ class Reconstruct(Request):
     Where targets were normalised per patch, each masked patch gets its true mean and contrast.
     """
 
-    name, has_json, image_file = "reconstruct", False, "reconstruct.png"
+    name = "reconstruct"
+    has_json = False
+    image_file = "reconstruct.png"
     image: Positional[ShownImage]
     """Image."""
     text: Positional[Text]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -36,23 +35,25 @@ class NLVR2Predictor(Predictor):
     num_images = 2
 
     @torch.no_grad()
-    def verify(self, asked: Verify, batch_size: int = 64) -> Judgement | list[Judgement]:
+    def verify(self, request: Verify, batch_size: int = 64) -> Judgement | list[Judgement]:
         """Return whether each statement is true."""
 
-        def judged(*columns: Sequence[Any]) -> list[Judgement]:
-            probability_B = self.task.predict(self.inputs.statements(*columns))[0].softmax(1)[:, 1]
-            return [
-                Judgement(is_true=value > 0.5, probability=value)
-                for value in probability_B.tolist()
-            ]
+        def judge(
+            left: Sequence[UserImage], right: Sequence[UserImage], statements: Sequence[str]
+        ) -> list[Judgement]:
+            batch = self.inputs.statements(left, right, statements)
+            logits_B2, _ = self.task.predict(batch)
+            judgements = []
+            for probability in logits_B2.softmax(1)[:, 1].tolist():
+                judgements.append(Judgement(is_true=probability > 0.5, probability=probability))
+            return judgements
 
-        left, right = (partial(user_images, where=f"{side} image") for side in ("left", "right"))
         return in_batches(
-            judged,
+            judge,
             batch_size,
-            (left, asked.left),
-            (right, asked.right),
-            (user_texts, asked.statement),
+            (partial(user_images, where="left image"), request.left),
+            (partial(user_images, where="right image"), request.right),
+            (user_texts, request.statement),
         )
 
     def _evidence(

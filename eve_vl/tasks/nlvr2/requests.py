@@ -15,7 +15,9 @@ class Verify(Request):
     The statement is about two images. Lists are answered row by row.
     """
 
-    name, title, by_rows = "verify", "Verify", True
+    name = "verify"
+    title = "Verify"
+    by_rows = True
     examples: ClassVar[Mapping[str, str]] = {"statement": "both images show the same thing"}
     left: Positional[Images]
     """Left image."""

@@ -75,13 +75,16 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
 
         The latter counts the questions without an answer in the list.
         """
+        columns: dict[str, list[Any]] = {}
+        for name in ("answer", "answers", "answer_type", "image_id", "content_type", "group"):
+            columns[name] = [getattr(prediction, name) for prediction in predictions]
         numbers = vqa_metrics.summary(
-            [prediction.answer for prediction in predictions],
-            [prediction.answers for prediction in predictions],
-            [prediction.answer_type for prediction in predictions],
-            [prediction.image_id for prediction in predictions],
-            [prediction.content_type for prediction in predictions],
-            [prediction.group for prediction in predictions],
+            columns["answer"],
+            columns["answers"],
+            columns["answer_type"],
+            columns["image_id"],
+            columns["content_type"],
+            columns["group"],
         )
         num_outside = 0
         for prediction in predictions:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from eve_vl.metrics.answer_form import normalize as normalize_answer
 from eve_vl.predict.batching import in_batches
@@ -36,30 +37,35 @@ class VQAPredictor(Predictor):
 
     @torch.no_grad()
     def answer(
-        self, asked: Answer, batch_size: int = 64
+        self, request: Answer, batch_size: int = 64
     ) -> list[ScoredAnswer] | list[list[ScoredAnswer]]:
         """Return the best answers of each row."""
 
         def best(images: Sequence[UserImage], questions: Sequence[str]) -> list[list[ScoredAnswer]]:
-            probability_BA = self.task.probabilities(
-                self.task.predict(self.inputs.pairs(images, questions))[0]
-            )
-            rows = (best_classes(probability_A, asked.top) for probability_A in probability_BA)
-            return [
-                [ScoredAnswer(answer=self.task.answers[a], probability=value) for a, value in row]
-                for row in rows
-            ]
+            logits_BA, _ = self.task.predict(self.inputs.pairs(images, questions))
+            rows = []
+            for probability_A in self.task.probabilities(logits_BA):
+                rows.append(self._best_answers(probability_A, request.top))
+            return rows
 
         return in_batches(
-            best, batch_size, (user_images, asked.image), (user_texts, asked.question)
+            best, batch_size, (user_images, request.image), (user_texts, request.question)
         )
+
+    def _best_answers(self, probability_A: Tensor, top: int) -> list[ScoredAnswer]:
+        answers = []
+        for index, probability in best_classes(probability_A, top):
+            answers.append(ScoredAnswer(answer=self.task.answers[index], probability=probability))
+        return answers
 
     def _evidence(
         self, images: list[UserImage], text: str, positions: list[int] | None, answer: str | None
     ) -> Evidence:
-        batch, known = self.inputs.pairs(images, [text]), [None]
-        if answer is not None and not (
-            known := self.task.answer_ids.get(normalize_answer(answer), ())
-        ):
-            raise UserError(f"no answer {nearest(answer, self.task.answers)}")
-        return self._label_evidence(lambda task: task.predict(batch)[0], known[0], "answer")
+        batch = self.inputs.pairs(images, [text])
+        answer_index = None
+        if answer is not None:
+            indices = self.task.answer_ids.get(normalize_answer(answer))
+            if not indices:
+                raise UserError(f"no answer {nearest(answer, self.task.answers)}")
+            answer_index = indices[0]
+        return self._label_evidence(lambda task: task.predict(batch)[0], answer_index, "answer")

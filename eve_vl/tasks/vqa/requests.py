@@ -16,7 +16,10 @@ class Answer(Request):
     right. Several answers may be right. Lists of images and questions are answered row by row.
     """
 
-    name, key, title, by_rows = "answer", "answers", "Ask", True
+    name = "answer"
+    key = "answers"
+    title = "Ask"
+    by_rows = True
     examples: ClassVar[Mapping[str, str]] = {"question": "what is this"}
     image: Positional[Images]
     """Image."""
