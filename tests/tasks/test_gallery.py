@@ -88,7 +88,7 @@ def test_a_query_without_a_match_is_left_out():
 def test_unreadable_images_change_numbers_as_if_their_rows_were_missing(name, unreadable):
     """Rows 0, 3 and 4 show one image; row 7 has a caption of row 1."""
     task = build(config_of(name))
-    rows = searchable().rows
+    rows: list[Any] = list(searchable().rows)
     readable_rows = [row for index, row in enumerate(rows) if index not in unreadable]
     broken_rows = list(rows)
     for index in unreadable:

@@ -72,7 +72,7 @@ def test_numbers_equal_a_loop_over_images_and_prompts(has_contrast, by):
     expected = [scores[7][number] for number in best]
     assert [result.score for result in top_two] == pytest.approx(expected, abs=1e-4)
 
-    labels = [(NAMES[row % 3],) for row in range(11)]
+    labels: list[tuple[str, ...]] = [(NAMES[row % 3],) for row in range(11)]
     labels[4] = ()
     result = zero_shot(run, PROMPTS, [labeled(labels)], 100, by=by)
     is_right = {}
