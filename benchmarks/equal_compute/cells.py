@@ -4,15 +4,11 @@ import hashlib
 import json
 import math
 import multiprocessing
-import os
 import shlex
-import signal
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +26,7 @@ from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.metrics.intervals import to_json
 from eve_vl.recipes.registry import EITHER, find_recipe, start_of
 from eve_vl.run.absolute_paths import with_absolute_paths
+from eve_vl.run.job_processes import Job, JobWatcher, run_jobs
 from eve_vl.run.loading import build_task, load_run, read_config
 from eve_vl.run.resume_checks import check_out_folder
 from eve_vl.run.run_tokenizer import train_tokenizer, with_init_tokenizer
@@ -423,47 +420,27 @@ def spent(run: Path) -> float:
 
 
 def do(cell: Cell) -> None:
-    """Train a cell in its own process; the last line of its log names the error."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(cell.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    keep_memory()
-    signal.signal(
-        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
-    )  # also ends its child processes
-    try:
-        cell.do()
-    except UserError as error:
-        print_line(f"error: {error}")
-        sys.exit(getattr(error, "code", 2))
+    """Train a cell in the process of a job."""
+    cell.do()
+
+
+class CellWatcher(JobWatcher):
+    """Reports each finished cell."""
+
+    def __init__(self, done: Callable[[Cell], None]):
+        self.done = done
+
+    def succeeded(self, job: Job, result: object) -> None:
+        """Report a finished cell."""
+        self.done(job.arguments[0])
 
 
 def do_all(cells: Sequence[Cell], at_once: int, done: Callable[[Cell], None]) -> None:
-    """Train cells, `at_once` at a time, and call `done` with each finished one.
+    """Train cells in processes, `at_once` at a time, and call `done` with each finished one.
 
     Raises UserError for the first failure, after the others have saved and stopped.
     """
-    context, waiting, running = multiprocessing.get_context("spawn"), list(cells), []
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                process = context.Process(target=do, args=(waiting[0],))
-                process.start()
-                running.append((process, waiting.pop(0)))
-            wait([process.sentinel for process, _ in running])
-            ended = [(process, cell) for process, cell in running if not process.is_alive()]
-            running = [each for each in running if each not in ended]
-            for process, cell in ended:
-                process.join()
-                if process.exitcode:
-                    lines = cell.log.read_text("utf-8", "replace").splitlines()
-                    raise UserError(
-                        f"{cell}: {lines[-1] if lines else process.exitcode}; more in {cell.log}"
-                    )
-                done(cell)
-    finally:
-        for process, _ in running:
-            process.terminate()
-        for process, _ in running:
-            process.join()
+    jobs = []
+    for cell in cells:
+        jobs.append(Job(name=str(cell), function=do, arguments=(cell,), log=cell.log))
+    run_jobs(jobs, at_once, CellWatcher(done))

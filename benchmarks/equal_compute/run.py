@@ -54,7 +54,7 @@ from equal_compute.arms import ARMS, GENERATED  # noqa: E402
 from equal_compute.cells import NOT_COUNTED, Cell, do_all, planned, probe_missing  # noqa: E402
 from equal_compute.data import TASKS, Data  # noqa: E402
 from equal_compute.open_clip_cells import OpenClipCell  # noqa: E402
-from eve_vl.utils.errors import UserError  # noqa: E402
+from eve_vl.utils.errors import StoppedError, UserError  # noqa: E402
 from eve_vl.utils.file_io import write_file  # noqa: E402
 
 SHOWN = "(default: %(default)s)"
@@ -308,6 +308,9 @@ def command(run: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         run()
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.code)
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

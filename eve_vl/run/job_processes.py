@@ -183,7 +183,7 @@ class JobProcess:
 
 def wait_for_any(running: Sequence[JobProcess]) -> None:
     """Wait until a job has ended, at most POLL_SECONDS."""
-    signs_of_end: list[Connection | int] = []
+    signs_of_end: list[Any] = []
     for process in running:
         signs_of_end.append(process.receiver)
         signs_of_end.append(process.process.sentinel)
