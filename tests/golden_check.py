@@ -283,7 +283,8 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
     )
     order = iter((("weights_t2i", "neg_image_idx"), ("weights_i2t", "neg_text_idx")))
     seen: dict[str, Tensor] = {}
-    drawn, matching = objectives.hard_negatives, objectives.matching
+    drawn = objectives.hard_negatives
+    matching = objectives.matching
 
     def recorded_negatives(similarity_BB: Tensor, is_match_BB: Tensor, *_: Any) -> Tensor:
         weights, chosen = next(order)
@@ -299,12 +300,14 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
         seen["logits"] = logits
         return matching(logits, is_match)
 
-    objectives.hard_negatives, objectives.matching = recorded_negatives, seen_matching
+    objectives.hard_negatives = recorded_negatives
+    objectives.matching = seen_matching
     try:
         with watching(encoder, check, tag):
             result = contrast(encoder, pairs)
     finally:
-        objectives.hard_negatives, objectives.matching = drawn, matching
+        objectives.hard_negatives = drawn
+        objectives.matching = matching
     losses = result.losses
     gate = encoder.balance_weight * routing_terms(result.routers)["balance"]
     check("logits", f"{tag}.itm_logits", seen["logits"])
@@ -347,7 +350,8 @@ def check_gradients(
         full, resolve(key_table(task.config.model, task.settings), full), task.config.input
     )
     is_used = {other: used[key] for key, others in table.items() for other in others}
-    norms, recorded = [], check.recorded[f"{tag}.grad_norms"]
+    norms = []
+    recorded = check.recorded[f"{tag}.grad_norms"]
     for key, norm in zip(fixture.manifest["param_order"][name], recorded.tolist(), strict=True):
         # a stacked tensor has a gradient of 0 where the published parameter has none
         value = theirs[key].double().norm().item()
@@ -362,7 +366,8 @@ def check_gradients(
 def main(folder: Path) -> int:
     """Compare everything; return the exit status."""
     torch.set_num_threads(1)
-    fixture, status = Fixture(folder), 0
+    fixture = Fixture(folder)
+    status = 0
     for version in VERSIONS:
         check = Comparison(fixture.outputs[version])
         for part in (check_encoder, check_classifiers, check_retrieval):

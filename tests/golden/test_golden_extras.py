@@ -161,9 +161,12 @@ def test_scores_and_recalls_of_search_and_reranking_are_the_published_ones(tiny)
     notes = recorded("retrieval_eval")
     task, _ = tiny.task("retrieval", "dropless")
     assert isinstance(task, Retrieval)
-    images, ids = tensors["image"], tensors["text_ids"]
+    images = tensors["image"]
+    ids = tensors["text_ids"]
     is_padding = tensors["text_atts"] == 0
-    num_images, num_texts, k = len(images), len(ids), notes["k_test"]
+    num_images = len(images)
+    num_texts = len(ids)
+    k = notes["k_test"]
     owners = [notes["txt2img"][str(text)] for text in range(num_texts)]
     with torch.no_grad():
         gallery = Gallery(

@@ -128,7 +128,8 @@ def sample_panel(split: str, seed: int, index: int) -> tuple[np.ndarray, str, st
     label (of PANEL_KINDS).
     """
     rng = sampling.stream("panel", split, seed, index)
-    kind, verb = pick(rng, PANEL_KINDS), pick(rng, _VERBS)
+    kind = pick(rng, PANEL_KINDS)
+    verb = pick(rng, _VERBS)
     caption = (
         f"{pick(rng, _WHAT)} in {pick(rng, _WHERE)} was {verb} {1 + int(rng.random() * 9)} times"
     )
@@ -146,14 +147,17 @@ def _draw_bars(rng: Random, grey_SS: np.ndarray) -> None:
     count = 3 + int(rng.random() * 3)
     width = 48 // count
     for bar in range(count):
-        left, height = 10 + bar * width, 8 + int(rng.random() * 40)
+        left = 10 + bar * width
+        height = 8 + int(rng.random() * 40)
         grey_SS[-8 - height : -8, left : left + width - 3] = 0.3 + 0.4 * rng.random()
 
 
 def _draw_curves(rng: Random, grey_SS: np.ndarray) -> None:
     x = np.arange(9, 60)
     for _ in range(2):
-        middle, slope, low = 20 + 25 * rng.random(), 0.08 + 0.2 * rng.random(), 6 * rng.random()
+        middle = 20 + 25 * rng.random()
+        slope = 0.08 + 0.2 * rng.random()
+        low = 6 * rng.random()
         y = (52 - low - (20 + 20 * rng.random()) / (1 + np.exp(-slope * (x - middle)))).astype(int)
         grey_SS[y, x] = grey_SS[y + 1, x] = 0.5 * rng.random()
 
@@ -167,7 +171,8 @@ def _draw_blots(rng: Random, grey_SS: np.ndarray) -> None:
 
 def _draw_dots(rng: Random, grey_SS: np.ndarray) -> None:
     for _ in range(12 + int(rng.random() * 12)):
-        y, x = 6 + int(rng.random() * 46), 11 + int(rng.random() * 48)
+        y = 6 + int(rng.random() * 46)
+        x = 11 + int(rng.random() * 48)
         grey_SS[y : y + 2, x : x + 2] = 0.2
 
 

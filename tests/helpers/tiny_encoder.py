@@ -120,11 +120,14 @@ def _slow_ffn_part(block: Block, x_ND: Tensor, is_text: Tensor, is_pair: bool) -
     rows = []
     if isinstance(ffn, ModalityFeedForward):
         for row_D, row_is_text in zip(x_ND, is_text, strict=True):
-            norm, network = ffn.norm_image, ffn.image
+            norm = ffn.norm_image
+            network = ffn.image
             if row_is_text:
-                norm, network = ffn.norm_text, ffn.text
+                norm = ffn.norm_text
+                network = ffn.text
             if is_pair and isinstance(ffn, PairFeedForward):
-                norm, network = ffn.norm_vl, ffn.vl
+                norm = ffn.norm_vl
+                network = ffn.vl
             rows.append(slow_ffn(slow_norm(norm, row_D), *network.parameters()))
         return torch.stack(rows)
 

@@ -196,7 +196,7 @@ def test_global_negatives_are_drawn_among_all_micro_batches(sizes, monkeypatch):
     order = np.argsort(whole.draw_B3[:, 0].numpy())
     expected: dict[str, list[int]] = {"images": [], "texts": []}
     for row in range(ROWS):
-        is_match = [bool(whole.image_id_B[row] == whole.image_id_B[other]) for other in order]
+        is_match = [bool(whole.image_id_B[row] == whole.image_id_B[partner]) for partner in order]
         for name, scores, draw in (
             ("images", image @ text[row], 1),
             ("texts", text @ image[row], 2),
@@ -205,7 +205,7 @@ def test_global_negatives_are_drawn_among_all_micro_batches(sizes, monkeypatch):
             expected[name].append(
                 int(order[slow_draw(line, is_match, whole.draw_B3[row, draw].item())])
             )
-    found: dict[str, list[int]] = {"images": [], "texts": []}
+    partners: dict[str, list[int]] = {"images": [], "texts": []}
     start = 0
     with torch.enable_grad():
         micro_batches = task.before_step(batches_of(config, sizes))
@@ -216,10 +216,10 @@ def test_global_negatives_are_drawn_among_all_micro_batches(sizes, monkeypatch):
         own_rows = list(range(start, start + B))
         assert images[:B] == images[2 * B :] == texts[:B] == texts[B : 2 * B] == own_rows
         assert labels == [True] * B + [False] * 2 * B
-        found["images"] += images[B : 2 * B]
-        found["texts"] += texts[2 * B :]
+        partners["images"] += images[B : 2 * B]
+        partners["texts"] += texts[2 * B :]
         start += B
-    assert found == expected
+    assert partners == expected
 
 
 def test_draws_follow_the_weights_and_never_a_match():
@@ -338,14 +338,14 @@ def test_wrong_words_may_come_from_the_whole_vocabulary():
     (batch,) = batches_of(config)
     is_masked_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     torch.manual_seed(0)
-    shown = task.with_masked_tokens(
+    ids = task.with_masked_tokens(
         replace(batch, ids_BT=ids_BT, is_masked_BT=is_masked_BT, masked_M=None)
     ).flatten()
-    other = shown[(shown != tiny.SIZES.mask_id) & (shown != 7)]
+    wrong = ids[(ids != tiny.SIZES.mask_id) & (ids != 7)]
     margin = 5 * math.sqrt(0.1 * 0.9 / 10_000)
-    assert (shown == 7).float().mean().item() == pytest.approx(0.1, abs=margin)
-    assert len(other) / 10_000 == pytest.approx(0.1, abs=margin)
-    assert other.max() < tiny.SIZES.vocab_size
-    assert len(other.unique()) > 0.9 * tiny.SIZES.vocab_size * (
+    assert (ids == 7).float().mean().item() == pytest.approx(0.1, abs=margin)
+    assert len(wrong) / 10_000 == pytest.approx(0.1, abs=margin)
+    assert wrong.max() < tiny.SIZES.vocab_size
+    assert len(wrong.unique()) > 0.9 * tiny.SIZES.vocab_size * (
         1 - math.exp(-1000 / tiny.SIZES.vocab_size)
     )

@@ -74,7 +74,8 @@ def short(config: Config, out: Path) -> Config:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """The folder of the runs, with a tokenizer of few captions."""
-    folder, scenes = tmp_path_factory.mktemp("systems"), ScenePairs(split="train", image_size=32)
+    folder = tmp_path_factory.mktemp("systems")
+    scenes = ScenePairs(split="train", image_size=32)
     captions = [caption for row in range(200) for caption in scenes[row].captions]
     (folder / "tokenizer.json").write_text(Tokenizer.train(captions, 400).to_json())
     return folder

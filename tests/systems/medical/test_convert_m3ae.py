@@ -25,7 +25,13 @@ from eve_vl.systems.medical.m3ae.config import M3aeModelConfig
 from eve_vl.tasks.task import Sizes
 from helpers.twins import Shapes
 
-D, DEPTHS, HEADS, PATCH, SIDE, NUM_WORDS, PLACES = 32, (3, 2, 2), 2, 4, 3, 270, 20
+D = 32
+DEPTHS = (3, 2, 2)
+HEADS = 2
+PATCH = 4
+SIDE = 3
+NUM_WORDS = 270
+PLACES = 20
 LABELS = 5
 HEADS_OF = {
     "pairs": "contrast_match",
@@ -36,53 +42,55 @@ HEADS_OF = {
 }
 
 
-def clip_blocks(found: Shapes, of: str, depth: int, width: int) -> None:
+def clip_blocks(shapes: Shapes, of: str, depth: int, width: int) -> None:
     for number in range(depth):
         block = f"{of}.resblocks.{number}"
-        found.update(
+        shapes.update(
             {
                 f"{block}.attn.in_proj_weight": (3 * width, width),
                 f"{block}.attn.in_proj_bias": (3 * width,),
             }
         )
-        found.linear(f"{block}.attn.out_proj", width, width)
-        found.linear(f"{block}.mlp.c_fc", 4 * width, width)
-        found.linear(f"{block}.mlp.c_proj", width, 4 * width)
-        found.norm(f"{block}.ln_1", width)
-        found.norm(f"{block}.ln_2", width)
+        shapes.linear(f"{block}.attn.out_proj", width, width)
+        shapes.linear(f"{block}.mlp.c_fc", 4 * width, width)
+        shapes.linear(f"{block}.mlp.c_proj", width, 4 * width)
+        shapes.norm(f"{block}.ln_1", width)
+        shapes.norm(f"{block}.ln_2", width)
 
 
-def bert_layer(found: Shapes, D: int, layer: str, *attentions: str) -> None:
+def bert_layer(shapes: Shapes, D: int, layer: str, *attentions: str) -> None:
     for attention in attentions:
         for part in ("self.query", "self.key", "self.value", "output.dense"):
-            found.linear(f"{layer}.{attention}.{part}", D, D)
-        found.norm(f"{layer}.{attention}.output.LayerNorm", D)
-    found.linear(f"{layer}.intermediate.dense", 4 * D, D)
-    found.linear(f"{layer}.output.dense", D, 4 * D)
-    found.norm(f"{layer}.output.LayerNorm", D)
+            shapes.linear(f"{layer}.{attention}.{part}", D, D)
+        shapes.norm(f"{layer}.{attention}.output.LayerNorm", D)
+    shapes.linear(f"{layer}.intermediate.dense", 4 * D, D)
+    shapes.linear(f"{layer}.output.dense", D, 4 * D)
+    shapes.norm(f"{layer}.output.LayerNorm", D)
 
 
-def add_head(found: Shapes, head: str, D: int, V: int, side: int, patch: int, decoder: int) -> None:
+def add_head(
+    shapes: Shapes, head: str, D: int, V: int, side: int, patch: int, decoder: int
+) -> None:
     if head == "pairs":
-        found.linear("mlm_head.transform.dense", D, D)
-        found.norm("mlm_head.transform.LayerNorm", D)
-        found |= {"mlm_head.decoder.weight": (V, D), "mlm_head.bias": (V,)}
-        found.linear("mim_head.decoder_embed", decoder, D)
-        found |= {
+        shapes.linear("mlm_head.transform.dense", D, D)
+        shapes.norm("mlm_head.transform.LayerNorm", D)
+        shapes |= {"mlm_head.decoder.weight": (V, D), "mlm_head.bias": (V,)}
+        shapes.linear("mim_head.decoder_embed", decoder, D)
+        shapes |= {
             "mim_head.mask_token": (1, 1, decoder),
             "mim_head.decoder_pos_embed": (1, side**2 + 1, decoder),
         }
-        clip_blocks(found, "mim_head.decoder", 4, decoder)
-        found.norm("mim_head.decoder_norm", decoder)
-        found.linear("mim_head.decoder_pred", 3 * patch**2, decoder)
+        clip_blocks(shapes, "mim_head.decoder", 4, decoder)
+        shapes.norm("mim_head.decoder_norm", decoder)
+        shapes.linear("mim_head.decoder_pred", 3 * patch**2, decoder)
     if head in ("pairs", "irtr"):
-        found.linear("itm_head.fc", 2, 2 * D)
+        shapes.linear("itm_head.fc", 2, 2 * D)
     if head == "irtr":
-        found.linear("irtr_head", 1, 2 * D)
+        shapes.linear("irtr_head", 1, 2 * D)
     if head in ("vqa", "cls"):
-        found.linear(f"{head}_head.0", 2 * D, 2 * D)
-        found.norm(f"{head}_head.1", 2 * D)
-        found.linear(f"{head}_head.3", LABELS, 2 * D)
+        shapes.linear(f"{head}_head.0", 2 * D, 2 * D)
+        shapes.norm(f"{head}_head.1", 2 * D)
+        shapes.linear(f"{head}_head.3", LABELS, 2 * D)
 
 
 def shapes_of(
@@ -99,35 +107,40 @@ def shapes_of(
 ) -> Shapes:
     """The names and shapes of a checkpoint, as the code of zhjohnchan/M3AE builds them with clip16
     and text_roberta."""
-    found = Shapes()
-    clip, visual, roberta = "vision_encoder", "vision_encoder.visual", "language_encoder"
-    found |= {
+    shapes = Shapes()
+    clip = "vision_encoder"
+    visual = "vision_encoder.visual"
+    roberta = "language_encoder"
+    shapes |= {
         f"{clip}.positional_embedding": (77, texts),
         f"{clip}.token_embedding.weight": (100, texts),
     }
-    found.norm(f"{clip}.ln_final", texts)
-    found |= {f"{visual}.class_embedding": (D,), f"{visual}.positional_embedding": (side**2 + 1, D)}
-    found[f"{visual}.conv1.weight"] = (D, 3, patch, patch)
-    found.norm(f"{visual}.ln_pre", D)
-    clip_blocks(found, f"{visual}.transformer", depths[0], D)
-    found.norm(f"{visual}.ln_post", D)
-    found[f"{roberta}.embeddings.position_ids"] = (1, places)
+    shapes.norm(f"{clip}.ln_final", texts)
+    shapes |= {
+        f"{visual}.class_embedding": (D,),
+        f"{visual}.positional_embedding": (side**2 + 1, D),
+    }
+    shapes[f"{visual}.conv1.weight"] = (D, 3, patch, patch)
+    shapes.norm(f"{visual}.ln_pre", D)
+    clip_blocks(shapes, f"{visual}.transformer", depths[0], D)
+    shapes.norm(f"{visual}.ln_post", D)
+    shapes[f"{roberta}.embeddings.position_ids"] = (1, places)
     for name, rows in (("word", V), ("position", places), ("token_type", 1)):
-        found[f"{roberta}.embeddings.{name}_embeddings.weight"] = (rows, D)
-    found.norm(f"{roberta}.embeddings.LayerNorm", D)
+        shapes[f"{roberta}.embeddings.{name}_embeddings.weight"] = (rows, D)
+    shapes.norm(f"{roberta}.embeddings.LayerNorm", D)
     for number in range(depths[1]):
-        bert_layer(found, D, f"{roberta}.encoder.layer.{number}", "attention")
-    found.linear(f"{roberta}.pooler.dense", D, D)
-    found["modality_type_embeddings.weight"] = (2, D)
+        bert_layer(shapes, D, f"{roberta}.encoder.layer.{number}", "attention")
+    shapes.linear(f"{roberta}.pooler.dense", D, D)
+    shapes["modality_type_embeddings.weight"] = (2, D)
     for name in ("language", "vision"):
-        found.linear(f"multi_modal_{name}_proj", D, D)
+        shapes.linear(f"multi_modal_{name}_proj", D, D)
         for number in range(depths[2]):
             bert_layer(
-                found, D, f"multi_modal_{name}_layers.{number}", "attention", "crossattention"
+                shapes, D, f"multi_modal_{name}_layers.{number}", "attention", "crossattention"
             )
-        found.linear(f"multi_modal_{name}_pooler.dense", D, D)
-    add_head(found, head, D, V, side, patch, decoder)
-    return found
+        shapes.linear(f"multi_modal_{name}_pooler.dense", D, D)
+    add_head(shapes, head, D, V, side, patch, decoder)
+    return shapes
 
 
 def checkpoint(head: str) -> dict[str, Tensor]:
@@ -147,11 +160,10 @@ def checkpoint(head: str) -> dict[str, Tensor]:
 def words(tmp_path_factory) -> Path:
     """A tokenizer.json as RoBERTa's: bytes, four special tokens first and <mask> last."""
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
-    special, letters = ["<s>", "<pad>", "</s>", "<unk>"], pre_tokenizers.ByteLevel.alphabet()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    letters = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=NUM_WORDS - 1, special_tokens=special, initial_alphabet=letters
     )
@@ -204,10 +216,8 @@ class Slow:
             eps,
         )
         if other_MD is not None:
-            branch, cross = (
-                self.attention(x_ND, other_MD, f"{layer}.crossattention"),
-                f"{layer}.crossattention.output",
-            )
+            branch = self.attention(x_ND, other_MD, f"{layer}.crossattention")
+            cross = f"{layer}.crossattention.output"
             x_ND = self.norm(x_ND + branch, f"{cross}.LayerNorm", eps)
         hidden = F.gelu(self.linear(x_ND, f"{layer}.intermediate.dense"))
         return self.norm(
@@ -228,17 +238,16 @@ class Slow:
 
     def image(self, pixels_CHW: Tensor) -> Tensor:
         """Of pixels in [0, 1]."""
-        of, mean = "vision_encoder.visual", torch.tensor([0.48145466, 0.4578275, 0.40821073])
+        of = "vision_encoder.visual"
+        mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
         std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
         normal = (pixels_CHW - mean[:, None, None]) / std[:, None, None]
         grid = F.conv2d(normal[None], self.tensors[f"{of}.conv1.weight"], stride=PATCH)[0]
         x_PD = torch.cat([self.tensors[f"{of}.class_embedding"][None], grid.flatten(1).T])
         x_PD = self.norm(x_PD + self.tensors[f"{of}.positional_embedding"], f"{of}.ln_pre", 1e-5)
         for number in range(DEPTHS[0]):
-            block, attention = (
-                f"{of}.transformer.resblocks.{number}",
-                nn.MultiheadAttention(D, HEADS),
-            )
+            block = f"{of}.transformer.resblocks.{number}"
+            attention = nn.MultiheadAttention(D, HEADS)
             attention.load_state_dict(self.under(f"{block}.attn."))
             normed = self.norm(x_PD, f"{block}.ln_1", 1e-5)
             x_PD = x_PD + attention(normed, normed, normed)[0]
@@ -293,8 +302,8 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return images, ids, ids == 1
 
 
-def near(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+def near(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
 
 
 @torch.no_grad()
@@ -302,19 +311,22 @@ def test_what_pre_training_taught_gives_the_numbers_of_its_own_code(eve, tmp_pat
     """States of towers and pairs, words and matching; texts of any length, padded or not."""
     tensors = checkpoint("pairs")
     run = converted(eve, tmp_path, tensors, words)
-    task, slow = run.task, Slow(tensors)
+    task = run.task
+    slow = Slow(tensors)
     assert (run.config.task.name, run.config.task.mim_weight, run.config.input.text_length) == (
         "contrast_match",
         0,
         18,
     )
     images, ids, is_padding = inputs()
-    image, text = task.encoder.image(images.float() / 127.5 - 1), task.encoder.text(ids, is_padding)
+    image = task.encoder.image(images.float() / 127.5 - 1)
+    text = task.encoder.text(ids, is_padding)
     encoded, (pooled, _) = task.encoder.encode(image, text), task.encoder.cls(image, text)
     alone = task.encoder.encode(image, None), task.encoder.encode(None, text)
     match = task.match(images, ids, is_padding)[0]
     for row in range(2):
-        real, pixels = ids[row][~is_padding[row]], images[row] / 255
+        real = ids[row][~is_padding[row]]
+        pixels = images[row] / 255
         near(alone[0].x_BND[row], slow.image(pixels))
         near(alone[1].x_BND[row, : len(real)], slow.text(real))
         x_TD, y_PD = slow.pair(real, pixels)
@@ -350,31 +362,33 @@ def test_the_slow_text_tower_is_roberta():
     )
     roberta = RobertaModel(config).eval()
     assert not roberta.load_state_dict(slow.under("language_encoder."), strict=False).missing_keys
-    found = roberta(input_ids=ids, attention_mask=(~is_padding).long()).last_hidden_state
+    states = roberta(input_ids=ids, attention_mask=(~is_padding).long()).last_hidden_state
     for row in range(2):
         real = ids[row][~is_padding[row]]
-        near(slow.text(real), found[row, : len(real)])
+        near(slow.text(real), states[row, : len(real)])
 
 
 @pytest.mark.parametrize("head", ["vqa", "cls", "irtr"])
 @torch.no_grad()
 def test_what_was_fine_tuned_answers_as_its_own_code_does(eve, tmp_path, words, head):
-    tensors, flags = checkpoint(head), []
+    tensors = checkpoint(head)
+    flags = []
     if head != "irtr":
         (tmp_path / "labels.txt").write_text(
             "\n".join(f"label {number}" for number in range(LABELS))
         )
         flags = ["--answers", "labels.txt"]
-    run, slow = converted(eve, tmp_path, tensors, words, *flags), Slow(tensors)
+    run = converted(eve, tmp_path, tensors, words, *flags)
+    slow = Slow(tensors)
     assert run.config.task.name == HEADS_OF[head]
     images, ids, is_padding = inputs()
-    found = (run.task.match if head == "irtr" else run.task.logits)(images, ids, is_padding)[0]
+    logits = (run.task.match if head == "irtr" else run.task.logits)(images, ids, is_padding)[0]
     for row in range(2):
         pooled = slow.pooled(ids[row][~is_padding[row]], images[row] / 255)
         if head == "irtr":
-            near(found[row, 1:], slow.linear(pooled, "irtr_head"))
+            near(logits[row, 1:], slow.linear(pooled, "irtr_head"))
         else:
-            near(found[row], slow.classes(pooled, f"{head}_head"))
+            near(logits[row], slow.classes(pooled, f"{head}_head"))
 
 
 def test_positions_are_resized_and_texts_cut_and_people_can_ask(eve, tmp_path, words):
@@ -382,13 +396,16 @@ def test_positions_are_resized_and_texts_cut_and_people_can_ask(eve, tmp_path, w
         eve, tmp_path, checkpoint("pairs"), words, "--image-size", 20, "--text-tokens", 8
     )
     assert (run.config.input.image_size, run.config.input.text_length) == (20, 8)
-    places, theirs = run.task.get_parameter("encoder.text.embed.positions"), checkpoint("pairs")
+    places = run.task.get_parameter("encoder.text.embed.positions")
+    theirs = checkpoint("pairs")
     assert torch.equal(
         places, theirs["language_encoder.embeddings.position_embeddings.weight"][2:10]
     )
     grid = theirs["vision_encoder.visual.positional_embedding"][1:].T.view(1, D, SIDE, SIDE)
-    found = run.task.get_parameter("encoder.image.embed.positions")[1:]
-    torch.testing.assert_close(found, F.interpolate(grid, (5, 5), mode="bicubic")[0].flatten(1).T)
+    positions = run.task.get_parameter("encoder.image.embed.positions")[1:]
+    torch.testing.assert_close(
+        positions, F.interpolate(grid, (5, 5), mode="bicubic")[0].flatten(1).T
+    )
     person = Eve.load(tmp_path / "run")
     assert len(person.fill_mask(torch.zeros(3, 30, 20), "a [MASK] lung", top=2).guesses[0]) == 2  # pyright: ignore
     assert "reconstruct" not in person.calls
@@ -448,20 +465,25 @@ def test_full_sizes_have_a_place_for_each_tensor(head, patch, side):
     config = config_for(plan, Path("run"), "file")
     assert config.task.name == HEADS_OF[head]
     with torch.device("meta"):
-        own = build_untrained(config, Sizes(vocab_size=50_265, labels=("",) * LABELS)).state_dict()
-        made = resolve(m3ae.key_table(section), own)
-        assert made.keys() == own.keys()
-        for name, each in made.items():
-            assert convert_tensor(name, each, tensors, own[name], "file").shape == own[name].shape
+        state = build_untrained(
+            config, Sizes(vocab_size=50_265, labels=("",) * LABELS)
+        ).state_dict()
+        table = resolve(m3ae.key_table(section), state)
+        assert table.keys() == state.keys()
+        for name, computed in table.items():
+            assert (
+                convert_tensor(name, computed, tensors, state[name], "file").shape
+                == state[name].shape
+            )
     unused = {name for name in tensors if re.match(m3ae.UNUSED, name)}
     unused |= {name for name in tensors if head == "irtr" and name.startswith("itm_head.")}
-    assert {name for each in made.values() for name in each.sources} == tensors.keys() - unused
+    assert {
+        name for computed in table.values() for name in computed.sources
+    } == tensors.keys() - unused
 
 
-PROJ, SEGMENT = (
-    "multi_modal_language_proj.weight",
-    "language_encoder.embeddings.token_type_embeddings.weight",
-)
+PROJ = "multi_modal_language_proj.weight"
+SEGMENT = "language_encoder.embeddings.token_type_embeddings.weight"
 
 
 @pytest.mark.parametrize(

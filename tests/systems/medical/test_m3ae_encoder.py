@@ -40,7 +40,8 @@ from helpers.tiny_runs import ANSWERS, TEXT, noise
 from helpers.tiny_towers import tiny_towers
 from helpers.twins import CAPTIONS, randomize, tiny_config
 
-VOCAB, NUM_IMAGE = 300, 17
+VOCAB = 300
+NUM_IMAGE = 17
 LENGTHS = (6, 2, 4)
 DECODER = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}
 
@@ -92,7 +93,8 @@ def slow_layer(layer: CoAttention, x_1ND: Tensor, other_1MD: Tensor) -> Tensor:
 def test_pairs_equal_a_twin_by_torchs_attention_one_pair_at_a_time():
     """Both sides see the other as it was before the layer; padding is seen by nobody."""
     encoder, (pixels, ids, is_padding) = towers(), batch()
-    image, text = encoder.image(pixels), encoder.text(ids, is_padding)
+    image = encoder.image(pixels)
+    text = encoder.text(ids, is_padding)
     encoded, (pooled, _) = encoder.encode(image, text), encoder.cls(image, text)
     places = torch.tensor([0, 1, 6, 15])
     some, _ = encoder.for_tokens(image, text, places)
@@ -108,9 +110,11 @@ def test_pairs_equal_a_twin_by_torchs_attention_one_pair_at_a_time():
         torch.testing.assert_close(
             encoder.encode(None, text).x_BND[b, :length], words, rtol=1e-4, atol=1e-5
         )
-        x, y = encoder.fusion.image_proj(states)[None], encoder.fusion.text_proj(words)[None]
+        x = encoder.fusion.image_proj(states)[None]
+        y = encoder.fusion.text_proj(words)[None]
         for block in encoder.fusion.blocks:
-            image_layer, text_layer = block.get_submodule("image"), block.get_submodule("text")
+            image_layer = block.get_submodule("image")
+            text_layer = block.get_submodule("text")
             assert isinstance(image_layer, CoAttention)
             assert isinstance(text_layer, CoAttention)
             x, y = slow_layer(image_layer, x, y), slow_layer(text_layer, y, x)
@@ -119,14 +123,15 @@ def test_pairs_equal_a_twin_by_torchs_attention_one_pair_at_a_time():
         )
         sides = encoder.fusion.text_pooler(y[0, 0]), encoder.fusion.image_pooler(x[0, 0])
         torch.testing.assert_close(pooled[b], torch.cat(sides).tanh(), rtol=1e-4, atol=1e-5)
-        own = [place % 6 for place in places.tolist() if place // 6 == b]
-        torch.testing.assert_close(some[places // 6 == b], y[0, own], rtol=1e-4, atol=1e-5)
+        own_places = [place % 6 for place in places.tolist() if place // 6 == b]
+        torch.testing.assert_close(some[places // 6 == b], y[0, own_places], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_towers_once_and_co_attention_for_each_pair_equal_all_at_once():
     encoder, (pixels, ids, is_padding) = towers(), batch()
-    rows, columns = torch.tensor([0, 0, 2, 1, 2]), torch.tensor([1, 0, 2, 2, 0])
+    rows = torch.tensor([0, 0, 2, 1, 2])
+    columns = torch.tensor([1, 0, 2, 2, 0])
     cached = (
         index_tokens(encoder.image(pixels), rows),
         index_tokens(encoder.text(ids, is_padding), columns),
@@ -142,13 +147,13 @@ def test_dropped_patches_are_as_if_there_were_none():
     """The tower computes on the [CLS] and what is kept, each with its own position."""
     encoder, (pixels, *_) = towers(), batch()
     keep = torch.stack([torch.randperm(16)[:5] for _ in range(3)])
-    found = encoder.image(pixels, keep).x_BND
+    states = encoder.image(pixels, keep).x_BND
     whole = encoder.image.embed(pixels).x_BND
     for b in range(3):
-        kept = whole[b, [0, *(1 + keep[b]).tolist()]]
+        expected = whole[b, [0, *(1 + keep[b]).tolist()]]
         torch.testing.assert_close(
-            encoder.image.norm(found[b]),
-            slow_tower(encoder.image, kept, is_image=True),
+            encoder.image.norm(states[b]),
+            slow_tower(encoder.image, expected, is_image=True),
             rtol=1e-4,
             atol=1e-5,
         )
@@ -157,7 +162,8 @@ def test_dropped_patches_are_as_if_there_were_none():
 def pixel_states(tap: int, task: MaskedSignalTask, wrong: bool = False) -> Tensor:
     """What M3AE's pass of masked pixels predicts, (1, 12, 48), with the right caption or
     another."""
-    pixels, ids = torch.linspace(-1, 1, 768).view(1, 3, 16, 16), torch.tensor([[1, 7, 8, 9]])
+    pixels = torch.linspace(-1, 1, 768).view(1, 3, 16, 16)
+    ids = torch.tensor([[1, 7, 8, 9]])
     order = torch.arange(16).view(1, 16)
     text = task.encoder.text(ids + 20 * wrong, None)
     return task.pixel_decoder(
@@ -173,7 +179,8 @@ def test_words_reach_pixels_through_co_attention_below_the_tap_alone(tap):
     config = tiny_towers(MaskedSignalConfig(**DECODER), pixel_layer=tap)  # pyright: ignore[reportArgumentType]
     task = build_untrained(config, Sizes(vocab_size=VOCAB))
     assert isinstance(task, MaskedSignalTask)
-    right, wrong = pixel_states(tap, task), pixel_states(tap, task, wrong=True)
+    right = pixel_states(tap, task)
+    wrong = pixel_states(tap, task, wrong=True)
     assert torch.equal(right, wrong) == (tap == 0)
     right.square().sum().backward()
     named = dict(task.encoder.named_parameters())
@@ -192,9 +199,14 @@ def test_the_recipe_has_the_published_sizes():
     with torch.device("meta"):
         task = build_untrained(get_recipe("m3ae_base"), Sizes(vocab_size=50_265))
     count = lambda module: sum(parameter.numel() for parameter in module.parameters())  # noqa: E731
-    D, FF, encoder = 768, 3072, task.encoder
-    norm, attention, network = 2 * D, 4 * D * D + 3 * D, 2 * D * FF + FF + D
-    block, layer = 2 * norm + attention + network + 2 * D, 2 * attention + network + 3 * norm
+    D = 768
+    FF = 3072
+    encoder = task.encoder
+    norm = 2 * D
+    attention = 4 * D * D + 3 * D
+    network = 2 * D * FF + FF + D
+    block = 2 * norm + attention + network + 2 * D
+    layer = 2 * attention + network + 3 * norm
     assert count(encoder.get_submodule("fusion.blocks")) == 12 * layer
     assert round(layer / 1e6, 2) == 9.45
     assert round(12 * layer / 1e6) == 113
@@ -225,7 +237,8 @@ def test_the_recipe_has_the_published_sizes():
     ],
 )
 def test_towers_that_nothing_joins_refuse_what_needs_pairs(task, rows, message):
-    config, section = tiny_config(), DualEncoderConfig()
+    config = tiny_config()
+    section = DualEncoderConfig()
 
     def made():
         return replace(config, task=task, model=section, data=replace(config.data, modality=rows))
@@ -267,7 +280,8 @@ def test_bad_values_and_pairs_of_bare_towers_are_said_in_a_line():
 
 
 def run(task: TaskConfig) -> LoadedRun:
-    config, tokenizer = tiny_towers(task), Tokenizer.train(CAPTIONS * 3, 500)
+    config = tiny_towers(task)
+    tokenizer = Tokenizer.train(CAPTIONS * 3, 500)
     built = build_task(config, tokenizer, ANSWERS)
     randomize(built, seed=1, std=0.35)
     return LoadedRun(
@@ -289,9 +303,10 @@ def test_a_pre_trained_run_answers_all_calls():
 
 def test_a_run_looks_through_the_texts_attention_to_images():
     """For images only, through the tower's; in the last layer the head reads only [CLS]."""
-    vqa, images = Eve(run(VQAConfig())), Eve(run(ClassificationConfig()))
-    found = vqa.explain(noise(0, 20, 24), TEXT, word="blue")
-    assert (found.block, found.heat[0].shape, found.heat[0].max()) == (0, (20, 24), 1)
+    vqa = Eve(run(VQAConfig()))
+    images = Eve(run(ClassificationConfig()))
+    heatmap = vqa.explain(noise(0, 20, 24), TEXT, word="blue")
+    assert (heatmap.block, heatmap.heat[0].shape, heatmap.heat[0].max()) == (0, (20, 24), 1)
     assert vqa.explain(noise(0), TEXT, word="[CLS]", block=1).heat[0].max() == 1
     with pytest.raises(
         UserError, match='block 1: the attention of "blue" has no effect on the answer'

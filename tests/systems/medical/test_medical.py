@@ -77,13 +77,13 @@ def opened(name: str, **options: Any) -> Any:
 
 
 def problems(source: Any) -> dict[str, str]:
-    found = {}
+    lines_of_problems = {}
     for index in range(len(source)):
         try:
             source[index]
         except BadSampleError as error:
-            found[error.where] = error.reason
-    return found
+            lines_of_problems[error.where] = error.reason
+    return lines_of_problems
 
 
 @pytest.fixture(autouse=True)
@@ -162,12 +162,12 @@ def test_vqa_rad(tmp_path: Path, capsys):
     )
     assert (source[1].answers, source[1].answer_type) == (("3",), "OPEN")
     assert not capsys.readouterr().out
-    for split, other in (("val", "testset.json"), ("test", "valset.json")):
+    for split, wrong_name in (("val", "testset.json"), ("test", "valset.json")):
         opened(f"{root}#{split}")
         opened(str(root / f"{split}set.json"))
         said = capsys.readouterr().out.splitlines()
         assert len(said) == 1
-        assert f"is a copy of {other}" in said[0] and "--data.val held-out" in said[0]
+        assert f"is a copy of {wrong_name}" in said[0] and "--data.val held-out" in said[0]
     files(root, {"testset.json": [RAD | {"qid": 9}]}, ())
     opened(f"{root}#test")
     assert not capsys.readouterr().out
@@ -291,14 +291,14 @@ def test_chexpert_without_labels_still_has_images_and_reports(tmp_path: Path):
     root = files(
         tmp_path, {"five.csv": table}, tuple(line.split(",")[0] for line in table.splitlines()[1:])
     )
-    found = {
+    rows = {
         kind: list(opened(f"{root}/five.csv", kind=kind))
         for kind in ("labels", "captions", "images", "findable")
     }
-    lines = {kind: [row.where for row in rows] for kind, rows in found.items()}
+    lines = {kind: [row.where for row in rows] for kind, rows in rows.items()}
     assert lines.pop("labels") == ["five.csv:2", "five.csv:3"]
     assert list(lines.values()) == [["five.csv:2", "five.csv:3", "five.csv:5"]] * 3
-    assert [(row.captions, row.labels, row.absent) for row in found["captions"]][2] == (
+    assert [(row.captions, row.labels, row.absent) for row in rows["captions"]][2] == (
         ("d",),
         (),
         ("Pneumothorax",),
@@ -332,12 +332,13 @@ def test_what_is_written_is_read_row_by_row(tmp_path: Path, layout):
         if layout in ("vqa-rad", "slake")
         else guess_kind(f"{tmp_path / layout}#train"),
     )
-    pairs, questions = PhantomPairs(), PhantomQuestions()
+    pairs = PhantomPairs()
+    questions = PhantomQuestions()
     rows = {int(row.where.rpartition(":" if ":" in row.where else " ")[2]): row for row in source}
     for number, row in rows.items():
         if layout == "roco":
             assert row.captions[0] == pairs.report(number - 1).text
-            shown = pairs[number - 1].image
+            image = pairs[number - 1].image
         elif layout == "melinda":
             pixels, caption, label, _ = sample_panel("train", 0, number - 2)
             assert (row.text, row.labels) == (caption, (label,))
@@ -348,15 +349,15 @@ def test_what_is_written_is_read_row_by_row(tmp_path: Path, layout):
             assert row.labels == tuple(
                 label for label, state in states.items() if state == 1
             ) or set(row.labels) == {label for label, state in states.items() if state == 1}
-            shown = pairs[number - 2].image
+            image = pairs[number - 2].image
         else:
             asked = questions[number - 1]
             fields = ("question", "answers", "answer_type", "content_type")
             assert [getattr(row, name) for name in fields] == [
                 getattr(asked, name) for name in fields
             ]
-            shown = asked.image
-        drawn: Any = shown
+            image = asked.image
+        drawn: Any = image
         difference = (
             np.asarray(Image.open(row.image.path).convert("L"), dtype=float) - drawn.pixels[:, :, 0]
         )
@@ -371,14 +372,10 @@ def test_what_is_written_says_that_it_is_no_medicine_and_readers_pass_over_that(
     tmp_path: Path, layout
 ):
     write("phantoms", layout, folder := tmp_path / layout, num_rows=10)
-    name, marker = (
-        f"{folder}#train" if layout != "chexpert-5x200" else str(folder),
-        folder / "PHANTOMS.txt",
-    )
-    rows, tables = (
-        list(opened(name)),
-        [path for end in ("*.csv", "*.json*", "captions.txt") for path in folder.rglob(end)],
-    )
+    name = f"{folder}#train" if layout != "chexpert-5x200" else str(folder)
+    marker = folder / "PHANTOMS.txt"
+    rows = list(opened(name))
+    tables = [path for end in ("*.csv", "*.json*", "captions.txt") for path in folder.rglob(end)]
     assert rows and tables
     assert marker.read_text() == f"{NO_MEDICINE}\n"
     for source in (name, *map(str, tables)):
@@ -399,7 +396,7 @@ def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
         if layout == "chexpert-5x200"
         else ("#train", "#val") + ("#test",) * (layout != "chexpert")
     )
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     names: Counter[str] = Counter()
     for split in splits:
         source = opened(f"{tmp_path / layout}{split}", must_be_usable=False)
@@ -424,12 +421,12 @@ def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
                 where,
                 reason,
             )
-            found[listed[where].fault] += 1
+            counts[listed[where].fault] += 1
     assert max(names.values()) == 1  # a name says the split too
     expected = {*FAULTS, *([LANGUAGE] if layout == "slake" else [])} - (
         {"empty text"} if layout == "chexpert" else set()
     )
-    assert set(found) == expected
+    assert set(counts) == expected
 
 
 def _is_of(file: str, split: str, layout: str) -> bool:
@@ -466,10 +463,8 @@ def test_the_5x200_twin_has_exactly_one_of_five_findings(tmp_path: Path):
 
 def test_a_panels_label_needs_both_image_and_caption():
     panels = [sample_panel("train", 0, index)[1:] for index in range(1200)]
-    labels, coarse = (
-        Counter(label for _, label, _ in panels),
-        Counter(coarse for *_, coarse in panels),
-    )
+    labels = Counter(label for _, label, _ in panels)
+    coarse = Counter(coarse for *_, coarse in panels)
     assert set(labels) == set(PANEL_LABELS) and max(labels.values()) < 1.5 * min(labels.values())
     verbs = [caption.split(" was ")[1].split()[0] for caption, *_ in panels]
     assert len({(verb, kind) for verb, (*_, kind) in zip(verbs, panels, strict=True)}) == len(
@@ -561,10 +556,10 @@ def _with_odd_fields(path: Path, whole: bytes) -> list[bytes]:
             for odd in ODD
         ]
     if path.suffix == ".jsonl" and whole:
-        first, *others = whole.splitlines()
+        first, *rest = whole.splitlines()
         row = json.loads(first)
         return [
-            b"\n".join([json.dumps({**row, name: odd}).encode(), *others])
+            b"\n".join([json.dumps({**row, name: odd}).encode(), *rest])
             for name in row
             for odd in ODD
         ]

@@ -152,7 +152,8 @@ def test_every_finding_can_be_seen(image_size):
         drawing = draw(row, image_size)
         for finding in row.findings:
             without = draw(
-                with_only(row, [other for other in row.findings if other != finding]), image_size
+                with_only(row, [remaining for remaining in row.findings if remaining != finding]),
+                image_size,
             )
             assert (np.abs(drawing - without) >= 3 * SIGMA).sum() >= LEAST_PIXELS, (
                 row.findings,
@@ -177,11 +178,14 @@ def test_noise_leaves_the_ceiling_at_one():
     right = []
     for row in phantoms("val", 60):
         for finding in row.findings:
-            without = with_only(row, [other for other in row.findings if other != finding])
-            present, absent = draw(row, 64), draw(without, 64)
+            without = with_only(
+                row, [remaining for remaining in row.findings if remaining != finding]
+            )
+            present = draw(row, 64)
+            absent = draw(without, 64)
             change = present - absent
-            for shown, is_there in ((row, True), (without, False)):
-                score = ((render(shown, 64)[:, :, 0] - absent) * change).sum() / (change**2).sum()
+            for drawn, is_there in ((row, True), (without, False)):
+                score = ((render(drawn, 64)[:, :, 0] - absent) * change).sum() / (change**2).sum()
                 right.append((score > 0.5) == is_there)
     assert len(right) > 100 and np.mean(right) == 1
 
@@ -210,42 +214,43 @@ def test_images_are_grey_and_never_mirrored():
         assert image.has_sides
         assert image.pixels.shape == (64, 64, 3) and image.pixels.dtype == np.uint8
         assert (image.pixels[:, :, :1] == image.pixels).all()
-        noisy, drawn = image.pixels[:, :, 0].astype(float), draw(rows.phantom(index), 64)
+        noisy = image.pixels[:, :, 0].astype(float)
+        drawn = draw(rows.phantom(index), 64)
         is_clipped = (drawn < 4 * SIGMA) | (drawn > 255 - 4 * SIGMA)
         assert (noisy - drawn)[~is_clipped].std() == pytest.approx(SIGMA, rel=0.1)
     with pytest.raises(UserError, match="image_size is 15, expected at least 16"):
         PhantomPairs(image_size=15)
 
 
-def _found(drawing: np.ndarray, shown: Phantom) -> set[tuple[str, tuple[str, str, str]]]:
-    found: list[Finding] = []
+def _found(drawing: np.ndarray, phantom: Phantom) -> set[tuple[str, tuple[str, str, str]]]:
+    findings: list[Finding] = []
 
     def error_with(finding: Finding) -> float:
-        return float(((drawing - draw(with_only(shown, [*found, finding]), 64)) ** 2).sum())
+        return float(((drawing - draw(with_only(phantom, [*findings, finding]), 64)) ** 2).sum())
 
-    error = float(((drawing - draw(with_only(shown, []), 64)) ** 2).sum())
-    while len(found) < MAX_FINDINGS:
-        taken = [cell for finding in found for cell in finding.cells]
+    error = float(((drawing - draw(with_only(phantom, []), 64)) ** 2).sum())
+    while len(findings) < MAX_FINDINGS:
+        taken = [cell for finding in findings for cell in finding.cells]
         free = [
-            each
+            variant
             for kind in FINDINGS
-            if kind not in {f.kind for f in found}
-            for each in variants(kind)
+            if kind not in {f.kind for f in findings}
+            for variant in variants(kind)
         ]
-        free = [each for each in free if each.cells.isdisjoint(taken)]
+        free = [variant for variant in free if variant.cells.isdisjoint(taken)]
         best = sorted(free, key=error_with)[:3]
         shifts = list(product((-0.013, 0.0, 0.013), repeat=2))
         moved = [
-            each._replace(shift=shift)
-            for each in best
-            for shift in (shifts if each.kind in ZONED else [(0.0, 0.0)])
+            variant._replace(shift=shift)
+            for variant in best
+            for shift in (shifts if variant.kind in ZONED else [(0.0, 0.0)])
         ]
         first = min(moved, key=error_with)
         if error - error_with(first) < LEAST_PIXELS * (3 * SIGMA) ** 2:
             break
         error = error_with(first)
-        found.append(first)
-    return {(finding.kind, finding.variant) for finding in found}
+        findings.append(first)
+    return {(finding.kind, finding.variant) for finding in findings}
 
 
 # Reports
@@ -289,21 +294,22 @@ def _parts(kind: str, side: str, zone: str, grade: str) -> set[str]:
     if kind == "edema":
         return {"right middle", "left middle"}
     if kind == "pleural effusion":
-        return {f"{side} {each}" for each in ("lower", "middle")[: 2 if grade == "large" else 1]}
+        return {f"{side} {part}" for part in ("lower", "middle")[: 2 if grade == "large" else 1]}
     part = f"{side} {zone or ('upper' if kind == 'pneumothorax' else 'lower')}"
     return {part, "heart"} if part == "left lower" else {part}
 
 
 def _is_possible(report: str) -> bool:
-    found = [_parts(kind, *variant) for state, kind, variant, _ in _claims(report) if state == 1]
-    return len(found) <= 3 and len(set().union(*found)) == sum(map(len, found))
+    parts = [_parts(kind, *variant) for state, kind, variant, _ in _claims(report) if state == 1]
+    return len(parts) <= 3 and len(set().union(*parts)) == sum(map(len, parts))
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_reports_are_true_and_distractors_are_not(split):
     rows = PhantomPairs(split=split)
     for index in range(300):
-        phantom, text = rows.phantom(index), rows.report(index).text
+        phantom = rows.phantom(index)
+        text = rows.report(index).text
         assert _is_true(text, phantom) and _is_possible(text)
         told = [claim for claim in _claims(text) if claim[0]]
         assert {kind for _, kind, *_ in told} >= {finding.kind for finding in phantom.findings}
@@ -314,24 +320,31 @@ def test_reports_are_true_and_distractors_are_not(split):
         )
         wrong = rows.distractors(index)
         assert len({*wrong, text}) == 4
-        for other in wrong:
-            assert not _is_true(other, phantom) and _is_possible(other)
+        for distractor in wrong:
+            assert not _is_true(distractor, phantom) and _is_possible(distractor)
             changed = [
-                set(_claims(one)) - set(_claims(two)) for one, two in ((text, other), (other, text))
+                set(_claims(first)) - set(_claims(second))
+                for first, second in ((text, distractor), (distractor, text))
             ]
             assert (
                 len({claim[1] for claims in changed for claim in claims}) == 1
             )  # one finding is told differently
-            names = {(name, variant) for state, _, variant, name in _claims(other) if state == 1}
+            names = {
+                (name, variant) for state, _, variant, name in _claims(distractor) if state == 1
+            }
             assert names <= {
-                (name_of(each, split), each.variant) for kind in FINDINGS for each in variants(kind)
+                (name_of(variant, split), variant.variant)
+                for kind in FINDINGS
+                for variant in variants(kind)
             }
 
 
 def test_words_do_not_tell_true_reports_from_distractors():
     """Neither length nor how usual a report is, of all or per word, by how often words and pairs of
     words are in others."""
-    rows, words, pairs = PhantomPairs(split="test"), Counter(), Counter()
+    rows = PhantomPairs(split="test")
+    words = Counter()
+    pairs = Counter()
     for index in range(2000):
         told = ["", *PhantomPairs().report(index).text.split(), ""]
         words.update(told)
@@ -440,25 +453,25 @@ def _answer(question: str, phantom: Phantom) -> str:
     if match := re.fullmatch(r"is there no (.*)", question):
         return said(of(match[1]) is None)
     if match := re.fullmatch(r"is the (.*) on the (left|right)", question):
-        return said((found := of(match[1])) is not None and found.side == match[2])
+        return said((finding := of(match[1])) is not None and finding.side == match[2])
     if match := re.fullmatch(r"is the (.*) more than (\w+)", question):
-        return said((found := of(match[1])) is not None and found.grade != match[2])
+        return said((finding := of(match[1])) is not None and finding.grade != match[2])
     if match := re.fullmatch(r"on which side is the (.*)", question):
-        return found.side if (found := of(match[1])) else "none"
+        return finding.side if (finding := of(match[1])) else "none"
     if match := re.fullmatch(r"in which zone is the (.*)", question):
-        return found.zone if (found := of(match[1])) else "none"
+        return finding.zone if (finding := of(match[1])) else "none"
     if match := re.fullmatch(r"how severe is the (.*)", question):
-        return found.grade if (found := of(match[1])) else "none"
+        return finding.grade if (finding := of(match[1])) else "none"
     if match := re.fullmatch(r"what is in the (\w+) (\w+) zone", question):
-        found = [
-            each.kind
-            for each in phantom.findings
-            if each.kind in ZONED and (each.side, each.zone) == match.groups()
+        finding = [
+            finding.kind
+            for finding in phantom.findings
+            if finding.kind in ZONED and (finding.side, finding.zone) == match.groups()
         ]
-        return found[0] if found else "none"
+        return finding[0] if finding else "none"
     ((_, kind, variant, _),) = _claims(question.replace("is there", "there is"))
-    found = phantom.finding(kind)
-    return said(found is not None and variant in (("", "", ""), found.variant))
+    finding = phantom.finding(kind)
+    return said(finding is not None and variant in (("", "", ""), finding.variant))
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -474,20 +487,20 @@ def test_answers_are_true(split):
 def test_rows_come_in_minimal_pairs():
     kinds = Counter()
     for index in range(0, 2000, 2):
-        one, two = (sample_question("train", 0, row) for row in (index, index + 1))
-        assert one.answer != two.answer
-        assert one.phantom.patient.number == two.phantom.patient.number
-        if one.phantom == two.phantom:
+        first, second = (sample_question("train", 0, row) for row in (index, index + 1))
+        assert first.answer != second.answer
+        assert first.phantom.patient.number == second.phantom.patient.number
+        if first.phantom == second.phantom:
             kinds["words"] += 1
-            words = [set(each.question.split()) for each in (one, two)]
+            words = [set(question.question.split()) for question in (first, second)]
             assert max(len(words[0] - words[1]), len(words[1] - words[0])) == 1
         else:
             kinds["images"] += 1
-            assert one.question == two.question
+            assert first.question == second.question
             changed = {
-                finding.kind for finding in {*one.phantom.findings} ^ {*two.phantom.findings}
+                finding.kind for finding in {*first.phantom.findings} ^ {*second.phantom.findings}
             }
-            assert len(changed) <= 2 if one.content_type == "finding" else len(changed) <= 1
+            assert len(changed) <= 2 if first.content_type == "finding" else len(changed) <= 1
     assert min(kinds.values()) > 100
 
 
@@ -540,7 +553,8 @@ def test_every_kind_of_row_shows_the_same_phantom():
 
 
 def test_rows_have_labels_types_and_the_list_of_answers():
-    labels, questions = PhantomLabels(split="val"), PhantomQuestions(split="val")
+    labels = PhantomLabels(split="val")
+    questions = PhantomQuestions(split="val")
     for index in range(30):
         kinds = tuple(finding.kind for finding in labels.phantom(index).findings)
         assert labels[index].labels == (kinds or (NORMAL,))

@@ -60,7 +60,8 @@ def test_embedder_and_decoder_have_the_counted_parameters(module, count):
 def test_a_place_of_the_embedder_sees_its_own_block_and_a_hidden_one_shows_nothing():
     """MLIM's own idea: hiding a token hides exactly a square of pixels, from everything."""
     task = build_mlim(mlim_config())
-    encoder, pixels = encoder_of(task), torch.randn(1, 3, 48, 48, requires_grad=True)
+    encoder = encoder_of(task)
+    pixels = torch.randn(1, 3, 48, 48, requires_grad=True)
     for k in range(9):
         word = torch.randn(1, 1, 16)
         tokens = encoder.image(pixels, replacement=(torch.tensor([[k]]), word))
@@ -73,7 +74,8 @@ def test_a_place_of_the_embedder_sees_its_own_block_and_a_hidden_one_shows_nothi
 
 def test_hidden_patches_and_hidden_tokens_start_as_the_same_word():
     task = build_mlim(mlim_config())
-    encoder, part = encoder_of(task), batch_of(task.config).both
+    encoder = encoder_of(task)
+    part = batch_of(task.config).both
     assert part is not None
     image, text = task.embed(part, keep=True, mask=True)
     assert image is not None
@@ -92,10 +94,10 @@ def test_a_third_of_the_rows_hides_each_thing_with_exact_counts():
     words hidden all patches."""
     rows = mlim_rows(mlim_config(), count=240)
     shares = {"image": (0.8, 0.0), "text": (0.0, 0.8), "both": (0.15, 0.15)}
-    found = Counter()
+    counts = Counter()
     for row in range(240):
         sample = rows[0, 0, row]
-        found[sample.hides] += 1
+        counts[sample.hides] += 1
         of_image, of_text = shares[sample.hides]
         assert sorted([*sample.keep_K, *sample.hidden_M]) == list(range(9))
         assert len(sample.hidden_M) == (max(1, round(9 * of_image)) if of_image else 0)
@@ -103,7 +105,7 @@ def test_a_third_of_the_rows_hides_each_thing_with_exact_counts():
         assert sample.is_masked_T.sum() == (
             max(1, round((len(sample.ids_T) - 1) * of_text)) if of_text else 0
         )
-    assert all(60 <= found[hides] <= 100 for hides in shares)
+    assert all(60 <= counts[hides] <= 100 for hides in shares)
     assert len({rows[epoch, 0, 0].hides for epoch in range(9)}) > 1  # drawn anew in each epoch
     light = mlim_rows(mlim_config(MlimConfig(masking="light")))
     assert {light[0, 0, row].hides for row in range(20)} == {"both"}
@@ -114,16 +116,20 @@ def test_a_third_of_the_rows_hides_each_thing_with_exact_counts():
 
 def slow_losses(task: Mlim, batch: BatchByMask) -> tuple[float, float]:
     """MLM and RECON of a batch, row by row, in a single pass each."""
-    encoder, errors, nats = encoder_of(task), [], []
+    encoder = encoder_of(task)
+    errors = []
+    nats = []
     painter: Any = task.pixel_decoder
     head: Any = task.token_head
     for part in batch.parts:
         for row in range(len(part.where)):
-            ids, is_masked = part.ids_BT[row : row + 1], part.is_masked_BT[row]
+            ids = part.ids_BT[row : row + 1]
+            is_masked = part.is_masked_BT[row]
             text = encoder.text(
                 ids.masked_fill(is_masked, SIZES.mask_id), part.is_padding_BT[row : row + 1]
             )
-            pixels, hidden = part.pixels()[row : row + 1], part.hidden_BM[row].tolist()
+            pixels = part.pixels()[row : row + 1]
+            hidden = part.hidden_BM[row].tolist()
             image = encoder.image(pixels).x_BND.clone()
             for k in hidden:
                 word = encoder.text.norm(encoder.text.words.weight[SIZES.mask_id])
@@ -140,7 +146,8 @@ def slow_losses(task: Mlim, batch: BatchByMask) -> tuple[float, float]:
             for t in is_masked.nonzero().flatten().tolist():
                 logits = head(states[10 + t : 11 + t])[0]
                 nats.append(-logits.log_softmax(0)[ids[0, t]].item())
-            painted, true = painter(states[None, 1:10])[0], (pixels[0] + 1) / 2
+            painted = painter(states[None, 1:10])[0]
+            true = (pixels[0] + 1) / 2
             for y in range(48):
                 for x in range(48):
                     errors.append(sum((painted[c, y, x] - true[c, y, x]) ** 2 for c in range(3)))
@@ -149,7 +156,8 @@ def slow_losses(task: Mlim, batch: BatchByMask) -> tuple[float, float]:
 
 def test_losses_are_those_of_rows_one_by_one():
     config = mlim_config()
-    task, batch = build_mlim(config), batch_of(config, 7)
+    task = build_mlim(config)
+    batch = batch_of(config, 7)
     with torch.no_grad():
         output, (mlm, recon) = task(batch), slow_losses(task, batch)
     assert output.terms["mlm"].item() == pytest.approx(mlm, rel=1e-4)
@@ -161,10 +169,11 @@ def test_two_micro_batches_are_one_batch():
     """Masked tokens and patches are counted over the whole step; where no token is hidden there is
     no loss of them."""
     config = mlim_config()
-    task, rows = build_mlim(config), mlim_rows(config)
+    task = build_mlim(config)
+    rows = mlim_rows(config)
     samples = [rows[0, 0, row] for row in range(12)]
     of_texts = [sample for sample in samples if sample.hides == "text"]
-    others = [sample for sample in samples if sample.hides != "text"]
+    with_image = [sample for sample in samples if sample.hides != "text"]
 
     def collated(some: list[Sample]) -> BatchByMask:
         batch = rows.collate(some)
@@ -172,10 +181,11 @@ def test_two_micro_batches_are_one_batch():
         return batch
 
     whole = task(collated(samples)).loss
-    halves = [task(batch) for batch in task.before_step([collated(of_texts), collated(others)])]
+    halves = [task(batch) for batch in task.before_step([collated(of_texts), collated(with_image)])]
     assert (halves[0].loss + halves[1].loss).item() / 2 == pytest.approx(whole.item(), rel=1e-5)
     assert (
-        task(collated([sample for sample in others if sample.hides == "image"])).terms["mlm"] == 0
+        task(collated([sample for sample in with_image if sample.hides == "image"])).terms["mlm"]
+        == 0
     )
 
 
@@ -183,7 +193,8 @@ def test_two_micro_batches_are_one_batch():
 def test_every_weight_is_trained_by_any_rows(hides):
     """Or processes that got other rows would wait for its gradient for ever."""
     config = mlim_config()
-    task, rows = build_mlim(config), mlim_rows(config)
+    task = build_mlim(config)
+    rows = mlim_rows(config)
     task(
         rows.collate([sample for row in range(12) if (sample := rows[0, 0, row]).hides == hides])
     ).loss.backward()
@@ -192,17 +203,19 @@ def test_every_weight_is_trained_by_any_rows(hides):
 
 def test_evaluation_measures_both_checks():
     config = mlim_config()
-    task, rows = build_mlim(config), mlim_rows(config, training=False)
+    task = build_mlim(config)
+    rows = mlim_rows(config, training=False)
     batch = rows.collate([rows[0, 0, row] for row in range(8)])
     assert isinstance(batch, PairBatch) and batch.wrong is not None
-    numbers, painter = evaluator_of(task).evaluate_with_rows([batch]).numbers, task.build_decoder()
+    numbers = evaluator_of(task).evaluate_with_rows([batch]).numbers
+    painter = task.build_decoder()
     painter.load_state_dict(task.pixel_decoder.state_dict())
     with torch.no_grad():
-        for name, each in (
+        for name, expected_rows in (
             ("recon", batch),
             ("recon_wrong_caption", batch.with_text_of(batch.wrong)),
         ):
-            painted = painter(task.encode(each, keep=True, mask=True).x_BND[:, 1:10])
+            painted = painter(task.encode(expected_rows, keep=True, mask=True).x_BND[:, 1:10])
             expected = 3 * F.mse_loss(painted, batch.images_BCHW / 255)
             assert numbers[name] == pytest.approx(expected.item(), rel=1e-5)
         hidden = torch.zeros(8, 9).scatter_(1, batch.hidden_BM, 1).view(8, 1, 3, 3)
@@ -219,8 +232,8 @@ def test_bench_counts_the_tokens_that_a_step_shows():
     config = mlim_config()
     batch = batch_of(config)
     lengths = [int(length) for part in batch.parts for length in (~part.is_padding_BT).sum(1)]
-    found = bench._count_tokens([batch], config)
-    assert found == pytest.approx((10 + sum(lengths) / 9, sum(lengths) / 9))
+    num_tokens = bench._count_tokens([batch], config)
+    assert num_tokens == pytest.approx((10 + sum(lengths) / 9, sum(lengths) / 9))
 
 
 def test_configs_that_cannot_be():

@@ -96,7 +96,7 @@ def test_broken_rows_say_what_is_wrong(tmp_path: Path, broken: dict[str, Any], m
 
 @pytest.mark.parametrize("split", ["train", "hard_train"])
 def test_generated_items_differ_in_one_attribute_of_what_is_shown_or_of_what_is_told(split: str):
-    found = Counter()
+    counts = Counter()
     for index in range(600):
         draft = sample_items(split, 0, index)
         left, right = (
@@ -113,12 +113,12 @@ def test_generated_items_differ_in_one_attribute_of_what_is_shown_or_of_what_is_
             for k in range(len(left))
             for changed in right
         )
-        found[draft.label, left == right, told[0] == told[1]] += 1
+        counts[draft.label, left == right, told[0] == told[1]] += 1
         if not draft.label:
             assert one_apart and len(told[0] - told[1]) <= 1
-    assert found.keys() == {(True, True, True), (False, False, True), (False, True, False)}
-    assert found[True, True, True] / 600 == pytest.approx(SHARE_SAME, abs=0.06)
-    assert found[False, False, True] / 600 == pytest.approx((1 - SHARE_SAME) / 2, abs=0.06)
+    assert counts.keys() == {(True, True, True), (False, False, True), (False, True, False)}
+    assert counts[True, True, True] / 600 == pytest.approx(SHARE_SAME, abs=0.06)
+    assert counts[False, False, True] / 600 == pytest.approx((1 - SHARE_SAME) / 2, abs=0.06)
 
 
 # The task
@@ -138,11 +138,11 @@ def rows_of(task: ItemPairs, *, training: bool = False) -> ItemRows:
     return ItemRows([item_pairs(60)], task.config, TOKENIZER, training=training)
 
 
-def batch_of(task: ItemPairs, shown: tuple[str, ...]) -> ItemBatch:
+def batch_of(task: ItemPairs, modalities: tuple[str, ...]) -> ItemBatch:
     rows = rows_of(task)
-    samples = [rows[0, 0, row] for row in range(len(shown))]
-    for sample, each in zip(samples, shown, strict=True):
-        sample.shown = each
+    samples = [rows[0, 0, row] for row in range(len(modalities))]
+    for sample, modality in zip(samples, modalities, strict=True):
+        sample.shown = modality
     batch = rows.collate(samples)
     assert isinstance(batch, ItemBatch)
     return batch
@@ -150,34 +150,36 @@ def batch_of(task: ItemPairs, shown: tuple[str, ...]) -> ItemBatch:
 
 def test_training_shows_images_texts_or_both_of_a_pair_in_a_third_each(task):
     rows = rows_of(task, training=True)
-    found = Counter(
+    counts = Counter(
         rows[epoch, 0, row].shown for epoch in range(4) for row in range(60) if row % 7 < 6
     )
-    assert all(50 <= found[shown] <= 90 for shown in ("image_text", "image", "text"))
+    assert all(50 <= counts[modality] <= 90 for modality in ("image_text", "image", "text"))
     assert {rows_of(task)[0, 0, row].shown for row in range(20)} == {"image_text"}
     without = tiny_config(task=PairConfig(modality_dropout=False))
-    kept = ItemRows([item_pairs(60)], without, TOKENIZER, training=True)
-    assert {kept[0, 0, row].shown for row in range(20)} == {"image_text"}
+    whole = ItemRows([item_pairs(60)], without, TOKENIZER, training=True)
+    assert {whole[0, 0, row].shown for row in range(20)} == {"image_text"}
     with pytest.raises(BadSampleError, match="no label to train on"):
         ItemRows.require(item_pairs(7)[6], task.config, training=True)
 
 
 @torch.no_grad()
 def test_what_is_left_out_is_not_there_and_rows_keep_their_order(task):
-    shown = ("text", "image_text", "image", "image_text", "text")
-    batch = batch_of(task, shown)
+    modalities = ("text", "image_text", "image", "image_text", "text")
+    batch = batch_of(task, modalities)
     logits_B2, _ = task.predict(batch)
     encoder = task.encoder
-    for row, each in enumerate(shown):
+    for row, modality in enumerate(modalities):
         states = []
         for images, ids, padding in (
             (batch.images_BCHW, batch.ids_BT, batch.is_padding_BT),
             (batch.right_BCHW, batch.right_ids_BT, batch.right_is_padding_BT),
         ):
             real = ids[row : row + 1, : int((~padding[row]).sum())]
-            image = encoder.image(normalize(images[row : row + 1])) if each != "text" else None
-            encoded = encoder.encode(image, encoder.text(real, None) if each != "image" else None)
-            states.append(encoded.x_BND[:, 0 if each == "image" else encoded.num_image])
+            image = encoder.image(normalize(images[row : row + 1])) if modality != "text" else None
+            encoded = encoder.encode(
+                image, encoder.text(real, None) if modality != "image" else None
+            )
+            states.append(encoded.x_BND[:, 0 if modality == "image" else encoded.num_image])
         assert torch.allclose(logits_B2[row], task.compare_head(*states)[0], atol=1e-4)
 
 
@@ -191,13 +193,13 @@ def test_numbers_of_a_run_and_its_call(task):
     assert numbers["pr_auc_chance"] == pytest.approx(4 / 12)
     calls = PairPredictor(task, Inputs(task.config.input, TOKENIZER, torch.device("cpu")))
     asked = [item_pairs(3)[row] for row in range(3)]
-    left_texts, right_texts = ([each.captions[side] for each in asked] for side in (0, 1))
-    found = calls.call("same")(
-        [each.left for each in asked], left_texts, [each.right for each in asked], right_texts
+    left_texts, right_texts = ([pair.captions[side] for pair in asked] for side in (0, 1))
+    answers = calls.call("same")(
+        [pair.left for pair in asked], left_texts, [pair.right for pair in asked], right_texts
     )
-    assert isinstance(found, list)
+    assert isinstance(answers, list)
     by_row = {example.where: example.pr_auc for example in examples}
-    assert [each.probability for each in found] == pytest.approx(
+    assert [pair.probability for pair in answers] == pytest.approx(
         [by_row[a.where] for a in asked], abs=1e-5
     )
 

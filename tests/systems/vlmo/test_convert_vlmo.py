@@ -23,7 +23,12 @@ from helpers.vlmo import slow_row
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
-D, DEPTH, HEADS, PATCH, SIDE, NUM_WORDS = 32, 3, 2, 4, 2, 61
+D = 32
+DEPTH = 3
+HEADS = 2
+PATCH = 4
+SIDE = 2
+NUM_WORDS = 61
 KINDS = ("relative", "learned")
 SHAPES = {
     "base": {"D": 768, "depth": 12, "heads": 12, "top": 2, "side": 14},
@@ -46,71 +51,74 @@ def shapes_of(
     is_relative: bool = True,
 ) -> Shapes:
     """The names and shapes of a checkpoint, as the code of microsoft/unilm's vlmo builds them."""
-    found = Shapes()
+    shapes = Shapes()
 
-    found["transformer.cls_token"] = (1, 1, D)
-    found |= {
+    shapes["transformer.cls_token"] = (1, 1, D)
+    shapes |= {
         "transformer.patch_embed.proj.weight": (D, 3, patch, patch),
         "transformer.patch_embed.proj.bias": (D,),
     }
     for number in range(depth):
         block = f"transformer.blocks.{number}"
-        found.norm(f"{block}.norm1", D)
-        found |= {
+        shapes.norm(f"{block}.norm1", D)
+        shapes |= {
             f"{block}.attn.qkv.weight": (3 * D, D),
             f"{block}.attn.q_bias": (D,),
             f"{block}.attn.v_bias": (D,),
         }
-        found.linear(f"{block}.attn.proj", D, D)
-        for kind in ("text", "imag", *["vl"] * (number >= depth - top and head != "texts")):
-            found.norm(f"{block}.norm2_{kind}", D)
-            found.linear(f"{block}.mlp_{kind}.fc1", 4 * D, D)
-            found.linear(f"{block}.mlp_{kind}.fc2", D, 4 * D)
+        shapes.linear(f"{block}.attn.proj", D, D)
+        kinds = ["text", "imag"]
+        if number >= depth - top and head != "texts":
+            kinds.append("vl")
+        for kind in kinds:
+            shapes.norm(f"{block}.norm2_{kind}", D)
+            shapes.linear(f"{block}.mlp_{kind}.fc1", 4 * D, D)
+            shapes.linear(f"{block}.mlp_{kind}.fc2", D, 4 * D)
         if is_relative:
-            found |= {f"{block}.gamma_1": (D,), f"{block}.gamma_2": (D,)}
-    found.norm("transformer.norm", D)
+            shapes |= {f"{block}.gamma_1": (D,), f"{block}.gamma_2": (D,)}
+    shapes.norm("transformer.norm", D)
     if is_relative:
-        found["relative_position_bias_table"] = (
+        shapes["relative_position_bias_table"] = (
             (2 * side - 1) ** 2 + 3 + 2 * 196 + 2,
             heads * depth,
         )
-        found |= {
+        shapes |= {
             "relative_position_index": (side**2 + 1,) * 2,
             "text_relative_position_index": (40, 40),
         }
     else:
-        found["transformer.pos_embed"] = (1, side**2 + 1, D)
+        shapes["transformer.pos_embed"] = (1, side**2 + 1, D)
     words = "text_embeddings"
-    found |= {f"{words}.position_ids": (1, 40), f"{words}.word_embeddings.weight": (V, D)}
-    found |= {
+    shapes |= {f"{words}.position_ids": (1, 40), f"{words}.word_embeddings.weight": (V, D)}
+    shapes |= {
         f"{words}.position_embeddings.weight": (40, D),
         f"{words}.token_type_embeddings.weight": (2, D),
     }
-    found.norm(f"{words}.LayerNorm", D)
-    found["token_type_embeddings.weight"] = (3 if head == "nlvr2" else 2, D)
-    found.linear("pooler.dense", D, D)
+    shapes.norm(f"{words}.LayerNorm", D)
+    shapes["token_type_embeddings.weight"] = (3 if head == "nlvr2" else 2, D)
+    shapes.linear("pooler.dense", D, D)
     if head in ("pairs", "texts"):
-        found.linear("mlm_score.transform.dense", D, D)
-        found.norm("mlm_score.transform.LayerNorm", D)
-        found |= {"mlm_score.decoder.weight": (V, D), "mlm_score.bias": (V,)}
+        shapes.linear("mlm_score.transform.dense", D, D)
+        shapes.norm("mlm_score.transform.LayerNorm", D)
+        shapes |= {"mlm_score.decoder.weight": (V, D), "mlm_score.bias": (V,)}
     if head == "pairs":
-        found.linear("itm_score.fc", 2, D)
-        found |= {
+        shapes.linear("itm_score.fc", 2, D)
+        shapes |= {
             "itc_vl_text_proj.fc.weight": (D, D),
             "itc_vl_image_proj.fc.weight": (D, D),
             "logit_vl_scale": (),
         }
     if head in ("pairs", "retrieval"):
-        found |= {
+        shapes |= {
             "itc_text_proj.fc.weight": (D, D),
             "itc_image_proj.fc.weight": (D, D),
             "logit_scale": (),
         }
     if head in ("vqa", "nlvr2"):
-        found.linear(f"{head}_classifier.0", 2 * D, D if head == "vqa" else 2 * D)
-        found.norm(f"{head}_classifier.1", 2 * D)
-        found.linear(f"{head}_classifier.3", ANSWERS if head == "vqa" else 2, 2 * D)
-    return found
+        shapes.linear(f"{head}_classifier.0", 2 * D, D if head == "vqa" else 2 * D)
+        shapes.norm(f"{head}_classifier.1", 2 * D)
+        shapes.linear(f"{head}_classifier.3", ANSWERS if head == "vqa" else 2, 2 * D)
+    return shapes
 
 
 def checkpoint(head: str, kind: str = "relative") -> dict[str, Tensor]:
@@ -202,10 +210,12 @@ class Slow:
         stop: int = DEPTH,
     ) -> Tensor:
         """networks: which the top block has for words and for patches; below, each has its own."""
-        T, x_ND = len(text_TD), torch.cat([text_TD, image_ND])
+        T = len(text_TD)
+        x_ND = torch.cat([text_TD, image_ND])
         for number in range(start, stop):
             of = f"transformer.blocks.{number}"
-            normed, zeros = self.norm(x_ND, f"{of}.norm1"), torch.zeros(D)
+            normed = self.norm(x_ND, f"{of}.norm1")
+            zeros = torch.zeros(D)
             biases = [self.tensors[f"{of}.attn.q_bias"], zeros, self.tensors[f"{of}.attn.v_bias"]]
             q, k, v = (normed @ self.tensors[f"{of}.attn.qkv.weight"].T + torch.cat(biases)).split(
                 D, dim=1
@@ -243,7 +253,8 @@ class Slow:
         self, ids_T: Tensor, pixels_CHW: Tensor, *, by_pairs: bool
     ) -> tuple[Tensor, Tensor]:
         """Of an image and of a text, each alone."""
-        nothing, vl = torch.zeros(0, D), "vl_" * by_pairs
+        nothing = torch.zeros(0, D)
+        vl = "vl_" * by_pairs
         states = (
             self.blocks(nothing, self.image(pixels_CHW), ("text", "vl" if by_pairs else "imag")),
             self.blocks(self.text(ids_T), nothing, ("vl" if by_pairs else "text", "imag")),
@@ -287,8 +298,8 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images, images.float() / 127.5 - 1, ids, ids == 0
 
 
-def near(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+def near(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -302,25 +313,28 @@ def test_what_pairs_taught_gives_the_numbers_of_its_own_code(eve, tmp_path, voca
         40,
         kind,
     )
-    task, slow = run.task, Slow(tensors)
+    task = run.task
+    slow = Slow(tensors)
     images, pixels, ids, is_padding = inputs()
-    image, text = task.encoder.image(pixels), task.encoder.text(ids, is_padding)
+    image = task.encoder.image(pixels)
+    text = task.encoder.text(ids, is_padding)
     encoded = task.encoder.encode(image, text)
     match = task.match(images, ids, is_padding)[0]
     unimodal = task.contrast.unimodal(task.encoder, FakeBatch(pixels, ids, is_padding))
     features = (unimodal.image_BXd, unimodal.text_BXd)
     for row in range(2):
         real = ids[row][~is_padding[row]]
-        expected, T = slow.pair(real, pixels[row]), len(real)
+        expected = slow.pair(real, pixels[row])
+        T = len(real)
         near(encoded.text_BTD[row, :T], expected[:T])
         near(encoded.x_BND[row, : SIDE**2 + 1], expected[T:])
         near(task.token_head(encoded.text_BTD[row, :T]), slow.words(expected[:T]))
         near(match[row], slow.linear(slow.pooled(real, pixels[row]), "itm_score.fc"))
         for contrast in range(2):
-            for found, own in zip(
+            for actual, expected_feature in zip(
                 features, slow.features(real, pixels[row], by_pairs=contrast == 1), strict=True
             ):
-                near(found[row, contrast], own)
+                near(actual[row, contrast], expected_feature)
     for head, name in zip(task.contrast.heads, ("logit_scale", "logit_vl_scale"), strict=True):
         near(1 / head.temperature, tensors[name].exp())
 
@@ -331,7 +345,9 @@ class FakeBatch:
     num_real = None
 
     def __init__(self, pixels: Tensor, ids: Tensor, is_padding: Tensor):
-        self.own, self.ids_BT, self.is_padding_BT = pixels, ids, is_padding
+        self.own = pixels
+        self.ids_BT = ids
+        self.is_padding_BT = is_padding
 
     def pixels(self) -> Tensor:
         return self.own
@@ -345,24 +361,26 @@ def test_what_was_fine_tuned_answers_as_its_own_code_does(eve, tmp_path, vocab, 
         "\n".join(f"answer {number}" for number in range(ANSWERS))
     )
     flags = ["--answers", "answers.txt"] if head == "vqa" else []
-    task, slow = converted(eve, tmp_path, tensors, vocab, *flags).task, Slow(tensors)
+    task = converted(eve, tmp_path, tensors, vocab, *flags).task
+    slow = Slow(tensors)
     images, pixels, ids, is_padding = inputs()
     for row in range(2):
         real = ids[row][~is_padding[row]]
-        one, text = images[row : row + 1], (ids[row : row + 1], is_padding[row : row + 1])
+        image = images[row : row + 1]
+        text = (ids[row : row + 1], is_padding[row : row + 1])
         if head == "vqa":
             near(
-                task.logits(one, *text)[0][0],
+                task.logits(image, *text)[0][0],
                 slow.classes(slow.pooled(real, pixels[row]), "vqa_classifier"),
             )
         elif head == "nlvr2":
-            both = [slow.pooled(real, pixels[row]), slow.pooled(real, pixels[1 - row], kind=2)]
-            found = task.logits(one, images[1 - row : 2 - row], *text)[0][0]
-            near(found, slow.classes(torch.cat(both), "nlvr2_classifier"))
+            states = [slow.pooled(real, pixels[row]), slow.pooled(real, pixels[1 - row], kind=2)]
+            actual = task.logits(image, images[1 - row : 2 - row], *text)[0][0]
+            near(actual, slow.classes(torch.cat(states), "nlvr2_classifier"))
         else:
-            found = task.image_features(one)[0], task.text_features(*text)[0]
+            actual = task.image_features(image)[0], task.text_features(*text)[0]
             for ours, theirs in zip(
-                found, slow.features(real, pixels[row], by_pairs=False), strict=True
+                actual, slow.features(real, pixels[row], by_pairs=False), strict=True
             ):
                 near(ours, theirs)
 
@@ -454,7 +472,8 @@ def test_full_sizes_have_a_place_for_each_tensor(size, head):
         for name, shape in shapes_of(head, **shapes, patch=16, V=30_522).items()
     }
     sizes, model, section, start = vlmo.infer(tensors, "file")
-    assert start == f"vlmo_{size}" + "_texts" * (head == "texts")
+    suffix = "_texts" if head == "texts" else ""
+    assert start == f"vlmo_{size}{suffix}"
     assert (model.num_heads, model.num_deep_blocks, sizes.image_size) == (
         shapes["heads"],
         shapes["top"],
@@ -472,16 +491,23 @@ def test_full_sizes_have_a_place_for_each_tensor(size, head):
     )
     config = config_for(plan, Path("run"), "file")
     with torch.device("meta"):
-        own = build_untrained(config, Sizes(vocab_size=30_522, labels=("",) * ANSWERS)).state_dict()
-        made = resolve(vlmo.key_table(tensors), own)
-        for name, each in made.items():
-            assert convert_tensor(name, each, tensors, own[name], "file").shape == own[name].shape
-    assert made.keys() == {
-        name for name in own if head != "texts" or (".vl." not in name and "norm_vl" not in name)
+        state = build_untrained(
+            config, Sizes(vocab_size=30_522, labels=("",) * ANSWERS)
+        ).state_dict()
+        table = resolve(vlmo.key_table(tensors), state)
+        for name, computed in table.items():
+            assert (
+                convert_tensor(name, computed, tensors, state[name], "file").shape
+                == state[name].shape
+            )
+    assert table.keys() == {
+        name for name in state if head != "texts" or (".vl." not in name and "norm_vl" not in name)
     }
     unused = {name for name in tensors if name.endswith(("_index", "_ids"))}
     unused |= {"text_embeddings.position_embeddings.weight"} if size != "base_plus" else set()
-    assert {name for each in made.values() for name in each.sources} == tensors.keys() - unused
+    assert {
+        name for computed in table.values() for name in computed.sources
+    } == tensors.keys() - unused
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ from helpers.tiny_encoder import (
 from helpers.twins import randomize
 from helpers.vlmo import slow_row, tiny_vlmo
 
-G, LONGEST = 4, 12  # patches per side, tokens of the longest text in tiny_config
+# patches per side, tokens of the longest text in tiny_config
+G = 4
+LONGEST = 12
 KINDS = ["image", "text", "pair", "kept patches", "pair of kept patches", "picked pairs"]
 
 
@@ -111,14 +113,14 @@ def test_biases_and_states_equal_loops_over_pairs_of_tokens(kind):
     image, text = tokens_of(model, kind)
     tokens = join(image, text)
     table = torch.cat(list(model.relative.parameters()))
-    (L, H), found = (3, 2), model.relative(tokens)
+    (L, H), biases = (3, 2), model.relative(tokens)
     expected = torch.stack(
         [table[torch.tensor(slow_rows(tokens, sample))] for sample in range(len(LENGTHS))]
     )
     for block in range(L):
         for head in range(H):
             assert torch.equal(
-                found[block, :, head].expand(3, -1, -1), expected[..., block * H + head]
+                biases[block, :, head].expand(3, -1, -1), expected[..., block * H + head]
             )
     bias_BLHNN = expected.unflatten(3, (L, H)).permute(0, 3, 4, 1, 2)
     states = slow_encode(model, tokens.x_BND, tokens.num_image, tokens.is_padding_BN, bias_BLHNN)
@@ -147,8 +149,8 @@ def test_the_two_contrasts_of_a_image_or_a_text_alone(kind):
         ffn.norm_image = ffn.norm_text = ffn.norm_vl
     torch.testing.assert_close(model.cls(image, text)[0], vl_BD)
     assert (own_BD - vl_BD).abs().max() > 0.1
-    one = encoder()
-    assert (one.num_contrasts, len(one.for_contrast(*tokens_of(one, kind))[0])) == (1, 1)
+    model = encoder()
+    assert (model.num_contrasts, len(model.for_contrast(*tokens_of(model, kind))[0])) == (1, 1)
 
 
 @torch.no_grad()
@@ -178,8 +180,11 @@ def test_networks_of_pairs_change_pairs_alone_and_the_pooler_their_cls_alone():
 def slow_spline(x: np.ndarray, y: np.ndarray, at: float) -> float:
     """By the second derivatives: they join smoothly inside, and the third ones are equal on both
     sides of the outer knots."""
-    n, at = len(x), min(max(at, x[0]), x[-1])
-    h, A, b = np.diff(x), np.zeros((len(x), len(x))), np.zeros(len(x))
+    n = len(x)
+    at = min(max(at, x[0]), x[-1])
+    h = np.diff(x)
+    A = np.zeros((len(x), len(x)))
+    b = np.zeros(len(x))
     for i in range(1, n - 1):
         A[i, i - 1 : i + 2] = h[i - 1] / 6, (h[i - 1] + h[i]) / 3, h[i] / 6
         b[i] = (y[i + 1] - y[i]) / h[i] - (y[i] - y[i - 1]) / h[i - 1]
@@ -187,11 +192,12 @@ def slow_spline(x: np.ndarray, y: np.ndarray, at: float) -> float:
     A[-1, -3:] = 1 / h[-2], -1 / h[-2] - 1 / h[-1], 1 / h[-1]
     second = np.linalg.solve(A, b)
     i = min(int(np.searchsorted(x, at, side="right")) - 1, n - 2)
-    left, right = at - x[i], x[i + 1] - at
-    cubes = (second[i] * right**3 + second[i + 1] * left**3) / (6 * h[i])
+    distance = at - x[i]
+    right = x[i + 1] - at
+    cubes = (second[i] * right**3 + second[i + 1] * distance**3) / (6 * h[i])
     lines = (y[i] / h[i] - second[i] * h[i] / 6) * right + (
         y[i + 1] / h[i] - second[i + 1] * h[i] / 6
-    ) * left
+    ) * distance
     return float(cubes + lines)
 
 
@@ -210,7 +216,7 @@ def test_distances_are_resized_by_splines_on_a_geometric_grid(old, new):
     )
     size = 2 * old - 1
     bias = torch.randn(size * size, 2, generator=torch.Generator().manual_seed(0))
-    found = resize_distances(bias, new).view(2 * new - 1, 2 * new - 1, 2)
+    resized = resize_distances(bias, new).view(2 * new - 1, 2 * new - 1, 2)
     wanted = range(-new + 1, new)
     for head in range(2):
         grid = bias[:, head].double().view(size, size).numpy()
@@ -218,7 +224,7 @@ def test_distances_are_resized_by_splines_on_a_geometric_grid(old, new):
         along = np.array([[slow_spline(places, row, at) for at in some] for row in grid])
         expected = [[slow_spline(places, column, at) for column in along.T] for at in wanted]
         np.testing.assert_allclose(
-            found[:, [at + new - 1 for at in some], head], expected, atol=1e-4
+            resized[:, [at + new - 1 for at in some], head], expected, atol=1e-4
         )
 
 
@@ -250,8 +256,10 @@ def test_a_larger_image_and_a_shorter_text_keep_what_they_can_of_the_table():
     after.eval()
     assert torch.equal(after.relative.image_bias[-3:], before.relative.image_bias[-3:])  # pyright: ignore
     ids, is_padding = text_batch()
-    one, two = (model.encode(None, model.text(ids, is_padding)).x_BND for model in (before, after))
-    assert torch.equal(one, two)
+    states_before, states_after = (
+        model.encode(None, model.text(ids, is_padding)).x_BND for model in (before, after)
+    )
+    assert torch.equal(states_before, states_after)
     assert before.resized(before.state_dict())[1] is None
     longer = before.resized(after.state_dict())[0]["relative.text_bias"]
     assert len(longer) == 18  # which no longer text fits: `transfer` refuses it
