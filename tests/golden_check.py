@@ -91,7 +91,8 @@ class Fixture:
         """Return a task with the recorded weights (evaluation mode, all states computed) and its
         key table."""
         tensors = self.backbone | self.heads[name]
-        manifest, derived = self.manifest, self.manifest["derived"]
+        manifest = self.manifest
+        derived = manifest["derived"]
         sizes, model, section = eve_checkpoints.infer(
             tensors, name, manifest["vlmo_config"]["num_attention_heads"]
         )
@@ -109,16 +110,17 @@ class Fixture:
         task = build_untrained(
             config, Sizes(vocab_size=len(tensors[eve_checkpoints.WORDS]), labels=labels)
         )
-        own = task.state_dict()
-        table = resolve(key_table(model, section), own)
+        state = task.state_dict()
+        table = resolve(key_table(model, section), state)
         ours = {
-            key: convert_tensor(key, made, tensors, own[key], name) for key, made in table.items()
+            key: convert_tensor(key, computed, tensors, state[key], name)
+            for key, computed in table.items()
         }
         for key, tensor in to_published(ours, table, sizes).items():
             assert torch.equal(tensor, tensors[key]), key
         task.load_state_dict(ours)
         task.encoder.computes_all = True
-        return task.eval(), {key: made.sources for key, made in table.items()}
+        return task.eval(), {key: computed.sources for key, computed in table.items()}
 
     @property
     def texts(self) -> tuple[Tensor, Tensor]:
@@ -148,13 +150,13 @@ def watching(
             if moe.drops:
                 moe.noise = lambda _: check.recorded[f"{name}.gumbel_noise"]
                 check.compared.add(f"{name}.gumbel_noise")
-            found = route(moe, x_SD)
-            check("router logits", f"{name}.router_logits", found.logits_SE)
-            check("choices (exact)", f"{name}.expert_idx", found.experts_S2)
-            check("gates", f"{name}.gates", found.gates_S2)
+            routed = route(moe, x_SD)
+            check("router logits", f"{name}.router_logits", routed.logits_SE)
+            check("choices (exact)", f"{name}.expert_idx", routed.experts_S2)
+            check("gates", f"{name}.gates", routed.gates_S2)
             if moe.drops:
-                check("slots (exact)", f"{name}.slot", found.places_S2)
-            stats = moe.statistics(found, torch.zeros(len(x_SD), dtype=torch.long))
+                check("slots (exact)", f"{name}.slot", routed.places_S2)
+            stats = moe.statistics(routed, torch.zeros(len(x_SD), dtype=torch.long))
             balances.append(
                 objectives.balance(
                     router_sums(stats).first_E,
@@ -163,7 +165,7 @@ def watching(
                 )
             )
             check("balance loss", f"{name}.l_aux", balances[-1][None])
-            return found
+            return routed
 
         return run
 
@@ -185,8 +187,8 @@ def watching(
             encoder.blocks[0].register_forward_pre_hook(_compare_input(check, f"{tag}.embed"))
         )
     yield balances
-    for each in undo:
-        each()
+    for restore in undo:
+        restore()
     for handle in handles:
         handle.remove()
 
@@ -251,7 +253,9 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
     """Compare features, matching logits, the whole loss and (dropless) its gradients."""
     task, table = fixture.task("retrieval", version)
     assert isinstance(task, Retrieval)
-    encoder, contrast, features = task.encoder, task.contrast, task.contrast.features
+    encoder = task.encoder
+    contrast = task.contrast
+    features = contrast.features
     image, text = fixture.tokens(encoder)
     with watching(encoder, check, "retrieval_train_feats"):
         image_Bd = features.image_features(encoder.encode(image, None).cls_BD)
@@ -349,7 +353,11 @@ def check_gradients(
     theirs = to_published(
         full, resolve(key_table(task.config.model, task.settings), full), task.config.input
     )
-    is_used = {other: used[key] for key, others in table.items() for other in others}
+    is_used = {
+        published: used[key]
+        for key, published_names in table.items()
+        for published in published_names
+    }
     norms = []
     recorded = check.recorded[f"{tag}.grad_norms"]
     for key, norm in zip(fixture.manifest["param_order"][name], recorded.tolist(), strict=True):

@@ -36,7 +36,7 @@ class Plain(ast.NodeTransformer):
     """Removes what no test can notice."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        node.keywords = [each for each in node.keywords if each.arg != "strict"]
+        node.keywords = [keyword for keyword in node.keywords if keyword.arg != "strict"]
         return self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
@@ -51,7 +51,7 @@ def mutants_of(meta: Path) -> dict[str, Mutant]:
         for node in ast.walk(ast.parse(meta.with_suffix("").read_text()))
         if isinstance(node, ast.FunctionDef) and "__mutmut_" in node.name
     }
-    found = {}
+    mutants = {}
     for key, code in json.loads(meta.read_text())["exit_code_by_key"].items():
         name = key.rpartition(".")[2]
         difference = difflib.unified_diff(
@@ -60,8 +60,8 @@ def mutants_of(meta: Path) -> dict[str, Mutant]:
         if change := "\n".join(
             line for line in difference if not line.startswith(("---", "+++", "@@"))
         ):
-            found[key] = Mutant(change=change, code=code)
-    return found
+            mutants[key] = Mutant(change=change, code=code)
+    return mutants
 
 
 def main() -> None:
@@ -81,8 +81,11 @@ def main() -> None:
     if not metas:
         parser.error("mutmut made no mutants: see what `python -m mutmut run` says")
     names = [sorted(mutants_of(meta)) for meta in metas]
-    chosen = [Random(options.seed).sample(each, min(options.sample, len(each))) for each in names]
-    subprocess.run([*run, *(name for each in chosen for name in each)], check=True)
+    chosen = [
+        Random(options.seed).sample(file_names, min(options.sample, len(file_names)))
+        for file_names in names
+    ]
+    subprocess.run([*run, *(name for file_names in chosen for name in file_names)], check=True)
     for meta, sample in zip(metas, chosen, strict=True):
         mutants = mutants_of(meta)
         survivors = [name for name in sorted(sample) if mutants[name].code not in NOTICED]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class InspectArgs(JsonArgs):
     """Flags of `eve inspect`."""
 
-    what: Positional[str]
+    run_or_recipe: Positional[str]
     """Run folder, or recipe: its name, FILE.py:NAME or the config.json of a run."""
     init: Path | None = None
     """Run from which a fine-tuning recipe starts; default: a recipe, which is printed."""
@@ -54,11 +54,11 @@ def _inspect(args: InspectArgs) -> "Inspection":
     from eve_vl.interop.run_names import path_of
     from eve_vl.run.flops import inspect_config, inspect_run
 
-    path = path_of(args.what)
+    path = path_of(args.run_or_recipe)
     is_file = path.suffix.partition(":")[0] in (".json", ".py")
-    is_recipe_name = is_recipe("pretrain", args.what) or is_file
-    if is_recipe_name or not (path.exists() or "/" in args.what):
-        return inspect_config(recipe_config(args.what, args.init))
+    is_recipe_name = is_recipe("pretrain", args.run_or_recipe) or is_file
+    if is_recipe_name or not (path.exists() or "/" in args.run_or_recipe):
+        return inspect_config(recipe_config(args.run_or_recipe, args.init))
     if args.init is not None:
         raise UserError(f"--init has no effect: {path} is a run; leave it out")
     return inspect_run(existing_folder(path))

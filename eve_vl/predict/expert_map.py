@@ -113,7 +113,9 @@ class ExpertMap(Frozen):
 
 def expert_map(task: Any, inputs: Inputs, image: UserImage | None, text: str) -> ExpertMap:
     """Return which experts the tokens of an image, a text or a pair go to. Nothing is masked."""
-    pixels, image_tokens, side = None, None, 0
+    pixels = None
+    image_tokens = None
+    side = 0
     if image is not None:
         pixels = inputs.images([image])
         image_tokens = task.encoder.image(normalize(pixels))

@@ -216,11 +216,11 @@ class Inputs:
         return batch.to(self.device)
 
 
-def _with_names(values: Any, what: str) -> Iterator[tuple[Any, str]]:
+def _with_names(values: Any, noun: str) -> Iterator[tuple[Any, str]]:
     """Yield one or several values with their names in messages."""
     items = as_several(values)
     if items is None:
-        yield values, what
+        yield values, noun
         return
     for number, item in enumerate(items):
-        yield item, f"{what} {number}"
+        yield item, f"{noun} {number}"

@@ -156,7 +156,8 @@ def _from_array(image: np.ndarray, where: str, name: str) -> ImageRef:
             "(height, width)"
         )
     if np.issubdtype(image.dtype, np.floating):
-        low, high = float(image.min()), float(image.max())
+        low = float(image.min())
+        high = float(image.max())
         if not (-ROUNDING <= low <= high <= 1 + ROUNDING):  # False for NaN too
             raise UserError(
                 f"{where}: float {name} from {low:g} to {high:g}, expected 0 to 1; "

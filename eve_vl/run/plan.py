@@ -82,11 +82,11 @@ class Planner:
         """Return a layout with its memory and traffic."""
         config = _with_train(self.config, accumulation=accumulation)
         num_rows = config.train.batch_size // accumulation
-        kept = kept_bytes(config, self.sizes).of(recomputes)
+        kept_size = kept_bytes(config, self.sizes).of(recomputes)
         small = self.small.of(recomputes)
-        per_row = (kept - small) / max(num_rows - PROBED_ROWS, 1)
+        per_row = (kept_size - small) / max(num_rows - PROBED_ROWS, 1)
         fixed = max(0.0, small - PROBED_ROWS * per_row)  # copies of weights in half precision
-        memory = step_memory(config, self.task, layout, fixed + (kept - fixed) / self.num_gpus)
+        memory = step_memory(config, self.task, layout, fixed + (kept_size - fixed) / self.num_gpus)
         return Choice(
             layout=layout,
             recomputes=recomputes,

@@ -119,7 +119,7 @@ def expected_memory(config: Config, task: Task[Any]) -> float:
         gpus=local_world_size if is_divisible else world_size,
         shards=config.train.layout == "shard",
     )
-    kept = kept_bytes(config, task.sizes).of(config.train.checkpoint_activations)
-    memory = step_memory(config, task, layout, kept / world_size)
+    kept_size = kept_bytes(config, task.sizes).of(config.train.checkpoint_activations)
+    memory = step_memory(config, task, layout, kept_size / world_size)
     saving = max(0.0, memory["optimizer"] - memory["activations"])
     return LIBRARIES + sum(memory.values()) + saving

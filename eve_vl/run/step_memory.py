@@ -29,10 +29,12 @@ class Layout(Frozen):
     """train.layout shard, over the processes of a machine."""
 
 
-def step_memory(config: Config, task: Task[Any], layout: Layout, kept: float) -> dict[str, float]:
+def step_memory(
+    config: Config, task: Task[Any], layout: Layout, kept_size: float
+) -> dict[str, float]:
     """Return the bytes of a process at the peak of a step, by kind.
 
-    kept: by autograd in a micro-batch of the process.
+    kept_size: bytes kept by autograd in a micro-batch of the process.
     """
     train = config.train
     num_shards = layout.gpus if layout.shards else 1
@@ -56,7 +58,7 @@ def step_memory(config: Config, task: Task[Any], layout: Layout, kept: float) ->
         "weights": weights / num_shards,
         "gradients": gradients / num_shards,
         "optimizer": moments / num_shards,
-        "activations": max(kept, copies / num_shards),
+        "activations": max(kept_size, copies / num_shards),
     }
     if layout.shards:
         memory["weights"] += weights

@@ -55,7 +55,7 @@ class Baseline:
     """Whether lower is better."""
     after: str = ""
     """Another metric: unless it beats its own baselines, this one is not compared."""
-    others: Mapping[str, str] = field(default_factory=dict)
+    further_baselines: Mapping[str, str] = field(default_factory=dict)
     """Further baselines, metrics by name with their descriptions; the best of all known ones
     counts."""
 
@@ -89,7 +89,7 @@ class Baseline:
         """Return this, or one whose baseline is the best of several that are known."""
         descriptions = {
             name: description
-            for name, description in self.others.items()
+            for name, description in self.further_baselines.items()
             if not math.isnan(numbers.get(name, math.nan))
         }
         if not descriptions or self.baseline not in numbers:
@@ -98,7 +98,7 @@ class Baseline:
         choose = min if self.lower else max
         best = choose(descriptions, key=lambda name: numbers[name])
         than = f"the best of {len(descriptions)} baselines, {descriptions[best]}"
-        return replace(self, baseline=best, than=than, others={})
+        return replace(self, baseline=best, than=than, further_baselines={})
 
     def _difference(self, ours: float, base: float) -> Difference:
         """Return the interval of ours - base."""

@@ -132,17 +132,17 @@ class Predictor:
         raise NotImplementedError
 
     def _label_evidence(
-        self, logits: Callable[[Any], Tensor], label: int | None, what: str
+        self, logits: Callable[[Any], Tensor], label: int | None, label_noun: str
     ) -> Evidence:
-        """Return the evidence for a label; None: the label with the highest logit. what: name of
-        labels in messages."""
+        """Return the evidence for a label; None: the label with the highest logit. label_noun:
+        name of labels in messages."""
         if label is None:
             with torch.no_grad():
                 label = int(logits(self.task).argmax())
         return Evidence(
             logits=logits,
             classes=[label],
-            words=f'the {what} "{self.task.sizes.labels[label]}"',
+            words=f'the {label_noun} "{self.task.sizes.labels[label]}"',
             is_one_of_many=not self.task.is_multilabel,
         )
 

@@ -61,11 +61,11 @@ class Losses:
     """Further scalars for the log."""
     routers: Routers = field(default_factory=list)
 
-    def add(self, more: "Losses") -> None:
+    def add(self, losses: "Losses") -> None:
         """Add the losses of further passes."""
-        self.losses.update(more.losses)
-        self.terms.update(more.terms)
-        self.routers = [*self.routers, *more.routers]
+        self.losses.update(losses.losses)
+        self.terms.update(losses.terms)
+        self.routers = [*self.routers, *losses.routers]
 
 
 class Task(nn.Module, Generic[Settings]):

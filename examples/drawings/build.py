@@ -384,7 +384,7 @@ def read_rendered(folder: Path) -> Iterator[Row]:
 
 
 def build(
-    packages: Path, rendered: Path, out: Path, render: Render, size: int = 64, each: Any = map
+    packages: Path, rendered: Path, out: Path, render: Render, size: int = 64, map_rows: Any = map
 ) -> Counter[tuple[str, str, str]]:
     """Write one Parquet file per split; return row counts by split, set and licence."""
     splits = read_drawings(
@@ -400,7 +400,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     for split, drawings in splits.items():
         drawings.sort(key=lambda drawing: checksum(drawing.key))  # mixes the sets
-        rows = each(partial(row_of, render=render, size=size), drawings)
+        rows = map_rows(partial(row_of, render=render, size=size), drawings)
         rows = progress(rows, f"rendering {split}", total=len(drawings))
         visible_rows = [row for row in rows if row is not None]
         write_parquet(visible_rows, out / f"{split}.parquet")
@@ -419,8 +419,10 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    def build_drawings(packages: Path, render: Render, each: Any) -> Counter[tuple[str, str, str]]:
-        return build(packages, args.icons, args.out, render, args.size, each)
+    def build_drawings(
+        packages: Path, render: Render, map_rows: Any
+    ) -> Counter[tuple[str, str, str]]:
+        return build(packages, args.icons, args.out, render, args.size, map_rows)
 
     counts = in_processes(args, PACKAGES, build_drawings)
     num_drawings: Counter[str] = Counter()

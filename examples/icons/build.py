@@ -100,7 +100,7 @@ class IconSet:
     def __len__(self) -> int:
         return min(len(self.drawings), MOST)
 
-    def rows(self, draw: Callable[..., bytes | None], each: Each) -> Iterator[Row]:
+    def rows(self, draw: Callable[..., bytes | None], map_rows: Each) -> Iterator[Row]:
         """Render the first MOST drawings that are not empty."""
         captions = list(self.drawings)
         draw_in_colors = partial(draw, colors=self.colors)
@@ -109,7 +109,7 @@ class IconSet:
             num_missing = MOST - num_rows
             batch = captions[:num_missing]
             captions = captions[num_missing:]
-            images = each(draw_in_colors, [self.drawings[caption] for caption in batch])
+            images = map_rows(draw_in_colors, [self.drawings[caption] for caption in batch])
             for caption, image in zip(batch, images, strict=True):
                 if image:
                     num_rows += 1
@@ -130,7 +130,7 @@ def draw_png(svg: str, colors: int, render: Render, size: int) -> bytes | None:
 
 
 def build(
-    packages: Path, out: Path, render: Render, size: int = 64, each: Each = map
+    packages: Path, out: Path, render: Render, size: int = 64, map_rows: Each = map
 ) -> Counter[tuple[str, str]]:
     """Write one Parquet file per split; return row counts by split and licence."""
     draw = partial(draw_png, render=render, size=size)
@@ -138,7 +138,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     for split, names in SPLITS.items():
         sets = [IconSet.read(packages, name) for name in names.split()]
-        rows = (row for icons in sets for row in icons.rows(draw, each))
+        rows = (row for icons in sets for row in icons.rows(draw, map_rows))
         rows = progress(rows, f"rendering {split}", total=sum(map(len, sets)))
         ordered = sorted(rows, key=lambda row: checksum(row["set"] + row["caption"]))
         write_parquet(ordered, out / f"{split}.parquet")
@@ -154,8 +154,8 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    def build_icons(packages: Path, render: Render, each: Each) -> Counter[tuple[str, str]]:
-        return build(packages, args.out, render, args.size, each)
+    def build_icons(packages: Path, render: Render, map_rows: Each) -> Counter[tuple[str, str]]:
+        return build(packages, args.out, render, args.size, map_rows)
 
     counts = in_processes(args, PACKAGES, build_icons)
     for split in SPLITS:

@@ -18,7 +18,8 @@ from eve_vl.utils.errors import UserError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts import each other by name
-step_cost, steps = importlib.import_module("step_cost"), importlib.import_module("step_variants")
+step_cost = importlib.import_module("step_cost")
+steps = importlib.import_module("step_variants")
 
 GIB = 2**30
 CPU = torch.device("cpu")
@@ -161,7 +162,8 @@ def test_a_batch_that_never_fits_is_a_one_line_error():
 def test_memory_is_measured_in_a_separate_process(quick_spawn):
     ballast = torch.ones(200 * 2**20 // 4)  # the parent's memory must not count
     config = get_recipe("tiny")
-    peak, here = steps.in_own_process(config, 2, "captions"), steps.run_step(config, 2, "captions")
+    peak = steps.in_own_process(config, 2, "captions")
+    here = steps.run_step(config, 2, "captions")
     assert ballast.sum() > 0
     assert peak.batch == 2
     assert peak.seconds > 0
@@ -204,10 +206,8 @@ def row_of(name, seconds, *, hours=2.0, gflop=1.0, whole_step=None):
 
 
 def test_ratios_are_computed_per_round():
-    eve, baseline = (
-        row_of("eve", [1.0, 2.0, 4.0], whole_step=2.0),
-        row_of("baseline", [4.0, 8.0, 16.0], hours=6.0, whole_step=9.0),
-    )
+    eve = row_of("eve", [1.0, 2.0, 4.0], whole_step=2.0)
+    baseline = row_of("baseline", [4.0, 8.0, 16.0], hours=6.0, whole_step=9.0)
     over = baseline.over(eve)
     assert over["seconds_over_eve_range"] == [4, 4]  # noise that hits a whole round cancels
     assert (over["seconds_over_eve"], over["epoch_over_eve"], over["paper_over_eve"]) == (4, 4.5, 3)

@@ -426,10 +426,8 @@ def test_open_clip_augments_as_we_do(name: str):
     pixels = torch.randint(256, (200, 3, 9, 10), dtype=torch.uint8, generator=random)
     pixels[torch.rand(200, generator=random) < 0.5, :, :, 4:] = 255
     pixels[torch.rand(200, generator=random) < 0.5, :, 1:6, 1:6] = 0
-    before, draws = (
-        pixels.clone(),
-        np.concatenate(np.random.default_rng(0).random((2, 200, 5)), axis=1),
-    )
+    before = pixels.clone()
+    draws = np.concatenate(np.random.default_rng(0).random((2, 200, 5)), axis=1)
     found = script.AUGMENTATIONS[name](pixels, np.random.default_rng(0))
     for image, numbers, new in zip(pixels, draws, found, strict=True):
         assert torch.equal(new, augment(image, name, Draws(numbers)))  # pyright: ignore[reportArgumentType]

@@ -14,7 +14,10 @@ from eve_vl.config import config_to_json
 from eve_vl.recipes.registry import get_recipe
 
 STOP = "train.steps 0 is not in [1, inf)"
-EVE, MLIM, MEDFLIP, VLMO = "tiny", "mlim_tiny", "medflip_tiny", "vlmo_large_images"
+EVE = "tiny"
+MLIM = "mlim_tiny"
+MEDFLIP = "medflip_tiny"
+VLMO = "vlmo_large_images"
 BLOCKS = (
     "model.stem patch_conv instead of linear, model.shallow_ffn shared instead of modality, "
     "model.num_deep_blocks 0 instead of 2"

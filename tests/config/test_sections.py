@@ -30,7 +30,7 @@ from eve_vl.utils.errors import UserError
 
 def test_kinds_are_known_by_name():
     kinds = all_kinds(TaskConfig, "tasks")
-    known = [
+    kinds = [
         HeadlessConfig,
         MaskedSignalConfig,
         ContrastMatchConfig,
@@ -41,7 +41,7 @@ def test_kinds_are_known_by_name():
     assert {"headless", "masked_signal", "contrast_match", "retrieval", "vqa", "nlvr2"} <= set(
         kinds
     )
-    assert all(kinds[kind.name] is kind for kind in known)
+    assert all(kinds[kind.name] is kind for kind in kinds)
     assert all(kind.title and issubclass(kind, TaskConfig) for kind in kinds.values())
     assert kinds_of(ModelConfig)["eve"] is EveModelConfig
     assert kinds_of(MaskedSignalConfig) == {

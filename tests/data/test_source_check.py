@@ -110,12 +110,12 @@ def test_a_source_without_rows_has_no_spread():
 
 def test_questions_are_counted(table: Path):
     is_red = {"question": "is it red?", "answers": ["yes"], "answer_type": "yes/no"}
-    what = {"image": "a.png", "question": "what is it?"}
+    row = {"image": "a.png", "question": "what is it?"}
     ten_answers = ["red"] * 9 + ["pink"]
     rows = [
-        what | {"answers": ten_answers, "qid": 1, "answer_type": "other"},
+        row | {"answers": ten_answers, "qid": 1, "answer_type": "other"},
         is_red | {"image": "b.jpg", "qid": 2},
-        what | {"answers": [], "qid": 2},
+        row | {"answers": [], "qid": 2},
         is_red | {"image": "a.png", "qid": 3},
         is_red | {"image": "a.png", "qid": 4, "question": ""},
     ]

@@ -52,9 +52,9 @@ def test_each_phrase_has_a_right_drawing_among_the_icons_of_eve_try(tmp_path):
         phrases = list(csv.DictReader(file, delimiter="\t"))
     assert len({(row["gallery"], row["phrase"]) for row in phrases}) == len(phrases) == 100
     pairs = unpack_icons(tmp_path).read_text(encoding="utf-8").splitlines()
-    known = {json.loads(row)["caption"] for row in pairs}
+    shipped = {json.loads(row)["caption"] for row in pairs}
     for row in phrases:
-        assert row["gallery"] == "color" or known.intersection(row["accepted"].split("; ")), row
+        assert row["gallery"] == "color" or shipped.intersection(row["accepted"].split("; ")), row
 
 
 @pytest.mark.parametrize(
@@ -66,23 +66,23 @@ def test_colors_have_their_names(color):
 
 def test_drawings_without_a_main_color_have_none():
     image = Image.new("RGB", (64, 64), "white")
-    for left, color in ((4, "red"), (24, "green"), (44, "blue")):
-        image.paste(color, (left, 8, left + 16, 56))
+    for column, color in ((4, "red"), (24, "green"), (44, "blue")):
+        image.paste(color, (column, 8, column + 16, 56))
     assert captions.color_of(image) == ""
 
 
 def test_captions_are_as_people_type_them():
-    found = captions.captions_of(["house", "heart"], True, ["love home"], "buildings", "red")
-    assert found.count("house heart") == 2
+    typed = captions.captions_of(["house", "heart"], True, ["love home"], "buildings", "red")
+    assert typed.count("house heart") == 2
     assert {
         "house heart icon",
         "a house heart",
         "house hearts",
         "heart house",
         "house with a heart",
-    } <= {*found}
+    } <= {*typed}
     assert {"love home", "red house heart", "a red house heart", "house heart buildings"} <= {
-        *found
+        *typed
     }
     assert "no wifi" in captions.captions_of(["wifi", "off"], True, [], "", "")
     assert captions.captions_of(["red", "umbrella"], False, [], "", "blue")[-1] == "umbrella red"
@@ -104,12 +104,12 @@ def packages(tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content))
 
-    def icons(prefix: str, names: dict[str, str], **others: object) -> None:
+    def icons(prefix: str, names: dict[str, str], **options: object) -> None:
         info = {"license": {"spdx": "MIT"}, "palette": prefix == "noto"}
         bodies = {name: {"body": color} for name, color in names.items()}
         write(
             f"@iconify/json/json/{prefix}.json",
-            {"prefix": prefix, "info": info, "icons": bodies, **others},
+            {"prefix": prefix, "info": info, "icons": bodies, **options},
         )
 
     sets = {

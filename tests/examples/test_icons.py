@@ -32,9 +32,9 @@ def svg_to_bytes(*, svg_string, width, height, background, skip_system_fonts):
 """
 
 
-def drawing(tenths: int, **others: object) -> dict[str, object]:
+def drawing(tenths: int, **options: object) -> dict[str, object]:
     """An icon of which a part is black."""
-    return {"body": f'<path d="M0 0h{tenths}"/>', **others}
+    return {"body": f'<path d="M0 0h{tenths}"/>', **options}
 
 
 SETS = {

@@ -53,7 +53,9 @@ def little():
 def run(argv: list[str]) -> tuple[object, str, str]:
     """Return exit status, stdout and stderr of a command. PYTHON: not a command, but an
     expression."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    out = io.StringIO()
+    err = io.StringIO()
+    code = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             if argv[0] == "PYTHON":
@@ -87,7 +89,7 @@ def commands(folder: Path, *argvs: list[str], **env: str) -> list[tuple[int, str
     process.start()
     process.join(300)
     assert process.exitcode == 0
-    return [tuple(each) for each in json.loads((folder / "done.json").read_text())]
+    return [tuple(words) for words in json.loads((folder / "done.json").read_text())]
 
 
 @pytest.fixture(scope="module")
@@ -139,15 +141,14 @@ def test_the_run_says_which_code_it_is_made_with(folder: Path):
     assert config == json.loads((folder / "runs/count/best/config.json").read_text())
 
 
-def test_it_is_evaluated_counted_with_and_gone_on_with_if_its_code_is_named(
-    folder: Path, pretrained: Path
-):
+def test_a_run_of_an_own_task_needs_its_code_for_every_verb(folder: Path, pretrained: Path):
     scenes = SceneLabels(split="val", image_size=32)
     rows = [scenes[row] for _, _, row in eval_positions([len(scenes)], NUM_ROWS)]
     for index, row in enumerate(rows):
         assert isinstance(row.image, ImageDrawing)
         Image.fromarray(row.image.pixels).save(folder / f"{index}.png")
-    run, code = "runs/count", ["--code", "count_things.py"]
+    run = "runs/count"
+    code = ["--code", "count_things.py"]
     refused = [["PYTHON", f"Eve.load({run!r})"]]
     refused += [
         ["evaluate", "count", run],
@@ -161,17 +162,17 @@ def test_it_is_evaluated_counted_with_and_gone_on_with_if_its_code_is_named(
     ]
     flags = ["--data.num-workers", "1", "--out", "again"]
     train = ["finetune", "count_things.py:count", "--init", str(pretrained), *SHORT]
-    known = [
+    packages = [
         [*code, "evaluate", "count", run, "--samples", "24", "--json", "numbers.json"],
         ["report", run, "--out", "page.html"],
         train,
     ]
-    known += [
+    packages += [
         ["finetune", "runs/count/config.json", *flags],
         ["PYTHON", f"Eve.load({run!r}, code='count_things.py').calls"],
     ]
     done = commands(
-        folder, *refused, *known, *(["count", run, f"{index}.png"] for index in range(NUM_ROWS))
+        folder, *refused, *packages, *(["count", run, f"{index}.png"] for index in range(NUM_ROWS))
     )
     assert "which is not loaded" in done.pop(0)[1] and refused.pop(0)
     lines = [err for code, _, err in done[: len(refused)] if code == 2]

@@ -39,10 +39,8 @@ TEXTS = [
 ]
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 PIECES = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz", "▁a", "at", "▁c", "▁hello"]
-MEAN, STD = (
-    torch.tensor((0.48145466, 0.4578275, 0.40821073)),
-    torch.tensor((0.26862954, 0.26130258, 0.27577711)),
-)
+MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073))
+STD = torch.tensor((0.26862954, 0.26130258, 0.27577711))
 TOWERS = {
     "image": {
         "hidden_size": 48,
@@ -70,8 +68,10 @@ def randomized(model: Any) -> Any:
     return model.eval()
 
 
-def sections(vocab_size: int, **more: Any) -> dict[str, Any]:
-    text = TOWERS["text"] | {"vocab_size": vocab_size, "max_position_embeddings": OUR_LENGTH} | more
+def sections(vocab_size: int, **fields: Any) -> dict[str, Any]:
+    text = (
+        TOWERS["text"] | {"vocab_size": vocab_size, "max_position_embeddings": OUR_LENGTH} | fields
+    )
     return {
         "text_config": text,
         "vision_config": TOWERS["image"] | {"image_size": SIDE, "patch_size": 8},
@@ -112,7 +112,8 @@ def siglip(folder: Path, second: bool = False) -> Any:
         vocab |= {f"<0x{byte:02X}>": len(vocab) + byte for byte in range(256)}
         tokenizer: Any = transformers.Siglip2Tokenizer(vocab=vocab, merges=cast(Any, [("a", "t")]))
         tokenizer.save_pretrained(folder)
-        length, resample = len(vocab), 2
+        length = len(vocab)
+        resample = 2
     else:
         backend = Backend(
             models.Unigram(
@@ -122,7 +123,8 @@ def siglip(folder: Path, second: bool = False) -> Any:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
         folder.mkdir()
         backend.save(str(folder / "tokenizer.json"))
-        length, resample = len(PIECES), 3
+        length = len(PIECES)
+        resample = 3
     config = transformers.SiglipConfig(**sections(length, projection_size=48))
     model = randomized(transformers.SiglipModel(config))
     model.save_pretrained(folder)
@@ -139,14 +141,15 @@ KINDS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, tuple[Any, Path, LoadedRun]]:
+def converted(tmp_path_factory) -> dict[str, tuple[Any, Path, LoadedRun]]:
     """By kind: the model of transformers, its folder, and its run."""
-    top, found = tmp_path_factory.mktemp("published"), {}
+    top = tmp_path_factory.mktemp("published")
+    converted = {}
     for kind, make in KINDS.items():
         model = make(top / kind)
         main(["convert", str(top / kind), str(top / f"{kind}_run")])
-        found[kind] = model, top / kind, load_run(top / f"{kind}_run")
-    return found
+        converted[kind] = model, top / kind, load_run(top / f"{kind}_run")
+    return converted
 
 
 def unit(features: Any) -> torch.Tensor:
@@ -158,8 +161,8 @@ def pictures(num: int, smallest: int = 20) -> list[Image.Image]:
     sizes = rng.integers(smallest, 120, (num, 2)).tolist()
     coarse = [rng.integers(0, 256, (9, 7, 3), dtype=np.uint8) for _ in sizes]
     return [
-        Image.fromarray(one).resize(tuple(size), Image.Resampling.BICUBIC)
-        for one, size in zip(coarse, sizes, strict=True)
+        Image.fromarray(image).resize(tuple(size), Image.Resampling.BICUBIC)
+        for image, size in zip(coarse, sizes, strict=True)
     ]
 
 
@@ -178,15 +181,16 @@ def their_ids(run: LoadedRun, kind: str, texts: list[str]) -> dict[str, torch.Te
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_features_and_logits_equal_those_of_transformers(made, kind):
-    model, folder, run = made[kind]
-    own = pictures(4)
-    pixels = torch.stack([user_image(one).pixels(run.config.input) for one in own])
+def test_features_and_logits_equal_those_of_transformers(converted, kind):
+    model, folder, run = converted[kind]
+    images = pictures(4)
+    pixels = torch.stack([user_image(image).pixels(run.config.input) for image in images])
     mean, std = (MEAN, STD) if kind == "clip" else (torch.full((3,), 0.5), torch.full((3,), 0.5))
     theirs = {"pixel_values": (pixels / 255 - mean[:, None, None]) / std[:, None, None]}
     ids, is_padding = our_ids(run, TEXTS)
     expected = model(**theirs, **their_ids(run, kind, TEXTS))
-    image, text = run.task.image_features(pixels), run.task.text_features(ids, is_padding)
+    image = run.task.image_features(pixels)
+    text = run.task.text_features(ids, is_padding)
     assert image.shape == text.shape == (4, 24 if kind == "clip" else 48)
     assert (image - unit(expected.image_embeds)).abs().max() < 1e-5
     assert (text - unit(expected.text_embeds)).abs().max() < 1e-5
@@ -195,31 +199,34 @@ def test_features_and_logits_equal_those_of_transformers(made, kind):
         single = run.task.text_features(*our_ids(run, TEXTS[:1]))
         assert (single - text[:1]).abs().max() < 1e-6
     ours, processor = hf.from_run(run.folder)
-    given = processor(images=own, text=TEXTS)
-    assert (given["pixel_values"] == normalize(pixels)).all() and (given["input_ids"] == ids).all()
-    assert (ours(**given).logits_per_image - expected.logits_per_image).abs().max() < 1e-4
+    inputs = processor(images=images, text=TEXTS)
+    assert (inputs["pixel_values"] == normalize(pixels)).all() and (
+        inputs["input_ids"] == ids
+    ).all()
+    assert (ours(**inputs).logits_per_image - expected.logits_per_image).abs().max() < 1e-4
     assert folder.is_dir()
 
 
-def test_tokens_equal_those_of_transformers(made, tmp_path):
+def test_tokens_equal_those_of_transformers(converted, tmp_path):
     for kind in ("clip", "siglip2"):
-        _, folder, run = made[kind]
+        _, folder, run = converted[kind]
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         texts = [*TEXTS, "Ünïcode 🐈 & more", "", "  spaces  "]
-        own = [run.tokenizer.encode(text, OUR_LENGTH)[0].tolist() for text in texts]
-        more = {} if kind == "clip" else {"add_special_tokens": False}
-        cut = OUR_LENGTH - bool(more)
-        theirs = tokenizer(texts, truncation=True, max_length=cut, **more)["input_ids"]
-        assert own == [ids + [1] * bool(more) for ids in theirs], kind
+        token_ids = [run.tokenizer.encode(text, OUR_LENGTH)[0].tolist() for text in texts]
+        options = {} if kind == "clip" else {"add_special_tokens": False}
+        cut = OUR_LENGTH - bool(options)
+        theirs = tokenizer(texts, truncation=True, max_length=cut, **options)["input_ids"]
+        end = [1] if options else []
+        assert token_ids == [ids + end for ids in theirs], kind
     # vocab.json and merges.txt
-    _, folder, run = made["clip"]
+    _, folder, run = converted["clip"]
     old = tmp_path / "old"
     shutil.copytree(folder, old)
-    own = json.loads((old / "tokenizer.json").read_text())["model"]
+    token_ids = json.loads((old / "tokenizer.json").read_text())["model"]
     (old / "tokenizer.json").unlink()
-    (old / "vocab.json").write_text(json.dumps(own["vocab"]))
+    (old / "vocab.json").write_text(json.dumps(token_ids["vocab"]))
     (old / "merges.txt").write_text(
-        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in own["merges"]) + "\n"
+        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in token_ids["merges"]) + "\n"
     )
     main(["convert", str(old), str(tmp_path / "run")])
     again = load_run(tmp_path / "run").tokenizer
@@ -228,8 +235,8 @@ def test_tokens_equal_those_of_transformers(made, tmp_path):
     ]
 
 
-def test_texts_of_siglip_are_cleaned_and_end_as_its_tokenizer_says(made):
-    tokenizer = made["siglip"][2].tokenizer
+def test_texts_of_siglip_are_cleaned_and_end_as_its_tokenizer_says(converted):
+    tokenizer = converted["siglip"][2].tokenizer
     pieces = [
         tokenizer.backend.id_to_token(token) for token in tokenizer.encode("Hello, -- CAT!", 16)[0]
     ]
@@ -240,8 +247,8 @@ def test_texts_of_siglip_are_cleaned_and_end_as_its_tokenizer_says(made):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_are_prepared_as_by_transformers(made, kind):
-    _, folder, run = made[kind]
+def test_images_are_prepared_as_by_transformers(converted, kind):
+    _, folder, run = converted[kind]
     assert (run.config.input.resize, run.config.input.interpolation) == {
         "clip": ("crop", "bicubic"),
         "siglip": ("squash", "bicubic"),
@@ -250,13 +257,13 @@ def test_images_are_prepared_as_by_transformers(made, kind):
     mean, std = (MEAN, STD) if kind == "clip" else (torch.full((3,), 0.5), torch.full((3,), 0.5))
     for backend, most in (("torchvision", 0), ("pil", 2)):  # Pillow rounds between its two passes
         processor: Any = transformers.AutoImageProcessor.from_pretrained(folder, backend=backend)
-        for one in pictures(30):
+        for image in pictures(30):
             theirs = (
-                processor(images=one, return_tensors="pt")["pixel_values"][0] * std[:, None, None]
+                processor(images=image, return_tensors="pt")["pixel_values"][0] * std[:, None, None]
                 + mean[:, None, None]
             )
-            ours = user_image(one).pixels(run.config.input)
-            assert ((theirs * 255).round() - ours).abs().max() <= most, (backend, one.size)
+            ours = user_image(image).pixels(run.config.input)
+            assert ((theirs * 255).round() - ours).abs().max() <= most, (backend, image.size)
 
 
 def test_a_line_of_pixels_is_not_blown_up():
@@ -272,15 +279,17 @@ def with_config(folder: Path, target: Path, file: str = "config.json", **values:
     return target
 
 
-def test_what_cannot_be_read_is_said_in_a_line(made, tmp_path, eve):
-    folder = made["clip"][1]
+def test_what_cannot_be_read_is_said_in_a_line(converted, tmp_path, eve):
+    folder = converted["clip"][1]
     wide = with_config(folder, tmp_path / "lanczos", "preprocessor_config.json", resample=1)
     lacking = with_config(folder, tmp_path / "lacking")
     (lacking / "tokenizer.json").unlink()
     empty = with_config(folder, tmp_path / "empty")
     (empty / "model.safetensors").unlink()
     mixed = with_config(
-        made["siglip"][1], tmp_path / "mixed", text_config=TOWERS["text"] | {"hidden_act": "relu"}
+        converted["siglip"][1],
+        tmp_path / "mixed",
+        text_config=TOWERS["text"] | {"hidden_act": "relu"},
     )
     for source, message in (
         (
@@ -296,17 +305,18 @@ def test_what_cannot_be_read_is_said_in_a_line(made, tmp_path, eve):
         (empty, "holds no weights"),
         (mixed, "are not supported"),
     ):
-        found = eve("convert", source, tmp_path / "out")
-        assert (
-            found.returncode == 2 and message in found.stderr and found.stderr.count("\n") == 1
-        ), found.stderr
+        done = eve("convert", source, tmp_path / "out")
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, (
+            done.stderr
+        )
     assert not (tmp_path / "out").exists()
-    found = eve("convert", folder, tmp_path / "out", "--copy", "text")
-    assert "--copy has no effect on a CLIP or SigLIP checkpoint" in found.stderr
+    done = eve("convert", folder, tmp_path / "out", "--copy", "text")
+    assert "--copy has no effect on a CLIP or SigLIP checkpoint" in done.stderr
 
 
-def test_a_name_of_a_hub_is_a_run(made, tmp_path, monkeypatch):
-    folder, calls = made["clip"][1], []
+def test_a_name_of_a_hub_is_a_run(converted, tmp_path, monkeypatch):
+    folder = converted["clip"][1]
+    calls = []
 
     def download(repository: str, allow_patterns: list[str]) -> str:
         calls.append((repository, allow_patterns))
@@ -339,11 +349,11 @@ def test_a_name_of_a_hub_is_a_run(made, tmp_path, monkeypatch):
 def test_a_hub_that_cannot_be_reached_is_said_in_a_line(tmp_path, monkeypatch, eve):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    found = eve("features", "--run", "hf:some/clip", "--texts", "a cat", "--out", "features.npz")
-    assert found.returncode == 2 and found.stderr.count("\n") == 1
+    done = eve("features", "--run", "hf:some/clip", "--texts", "a cat", "--out", "features.npz")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert (
-        "hf:some/clip: cannot be downloaded (" in found.stderr
-        and "check the name and the internet connection" in found.stderr
+        "hf:some/clip: cannot be downloaded (" in done.stderr
+        and "check the name and the internet connection" in done.stderr
     )
     with pytest.raises(UserError, match="not the name of a model"):
         Eve.load("hf:clip")
@@ -353,15 +363,16 @@ def test_a_hub_that_cannot_be_reached_is_said_in_a_line(tmp_path, monkeypatch, e
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("clip", 6), ("siglip", 3)])
-def test_a_whole_walk(made, tmp_path, eve, kind, steps):
-    run, own = made[kind][2].folder.parent, tmp_path / "images"
-    own.mkdir()
+def test_a_whole_walk(converted, tmp_path, eve, kind, steps):
+    run = converted[kind][2].folder.parent
+    images = tmp_path / "images"
+    images.mkdir()
     rows = []
     for number, image in enumerate(pictures(12)):
-        image.save(own / f"{number}.png")
+        image.save(images / f"{number}.png")
         rows.append({"image": f"{number}.png", "caption": f"cat {number}"})
-    (own / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = own / "pairs.jsonl"
+    (images / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = images / "pairs.jsonl"
     assert eve("index", data, "--run", run, "--out", "found").returncode == 0
     assert "images/" in eve("search", "found", "a cat", "--top", "3").stdout
     towers = (
@@ -388,33 +399,32 @@ def test_a_whole_walk(made, tmp_path, eve, kind, steps):
         "finetune", "retrieval", "--init", run, "--out", "tuned", *flags, *own_size, *towers
     )
     assert tuned.returncode == 0 and "new, at" not in tuned.stdout, tuned.stderr
-    before, after = load_run(run).task.state_dict(), load_run(tmp_path / "tuned").task.state_dict()
+    before = load_run(run).task.state_dict()
+    after = load_run(tmp_path / "tuned").task.state_dict()
     changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
     assert "image" not in changed - {"features"} and {"text", "features"} <= changed
     assert "ir1 " in eve("evaluate", "retrieval", "tuned", "--data", data).stdout
-    assert (
-        "largest difference"
-        in eve("export", "tuned", "onnx", *["--parts", "text_encoder"] * (kind == "siglip")).stdout
-    )
+    parts = ["--parts", "text_encoder"] if kind == "siglip" else []
+    assert "largest difference" in eve("export", "tuned", "onnx", *parts).stdout
     about = json.loads((tmp_path / "onnx" / "export.json").read_text())["parts"]["text_encoder"][
         "inputs"
     ]["ids"]
     assert "[CLS] last" in about["meaning"] and (f"to {OUR_LENGTH} tokens" in about["meaning"]) == (
         kind == "siglip"
     )
-    found = Eve.load(tmp_path / "tuned").zero_shot(
-        own / "0.png", {"cat": ["a cat"], "dog": ["a dog"]}
+    labels = Eve.load(tmp_path / "tuned").zero_shot(
+        images / "0.png", {"cat": ["a cat"], "dog": ["a dog"]}
     )
-    assert {one.label for one in found} == {"cat", "dog"}
+    assert {label.label for label in labels} == {"cat", "dog"}
 
 
 # open_clip
 
 
-def of_open_clip(folder: Path, made: Any, *, is_siglip: bool) -> Any:
+def of_open_clip(folder: Path, converted: Any, *, is_siglip: bool) -> Any:
     open_clip = pytest.importorskip("open_clip")
     folder.mkdir()
-    published = made["siglip" if is_siglip else "clip"][1]
+    published = converted["siglip" if is_siglip else "clip"][1]
     vocab_size = len(json.loads((published / "tokenizer.json").read_text())["model"]["vocab"])
     text = {
         "context_length": OUR_LENGTH,
@@ -471,8 +481,8 @@ def of_open_clip(folder: Path, made: Any, *, is_siglip: bool) -> Any:
 
 @pytest.mark.parametrize("is_siglip", [False, True])
 @torch.no_grad()
-def test_features_equal_those_of_open_clip(made, tmp_path, eve, is_siglip):
-    model = of_open_clip(tmp_path / "source", made, is_siglip=is_siglip)
+def test_features_equal_those_of_open_clip(converted, tmp_path, eve, is_siglip):
+    model = of_open_clip(tmp_path / "source", converted, is_siglip=is_siglip)
     source = tmp_path / "source"
     main(
         [
@@ -482,7 +492,7 @@ def test_features_equal_those_of_open_clip(made, tmp_path, eve, is_siglip):
         ]
     )
     run = load_run(tmp_path / "run")
-    pixels = torch.stack([user_image(one).pixels(run.config.input) for one in pictures(3)])
+    pixels = torch.stack([user_image(image).pixels(run.config.input) for image in pictures(3)])
     mean, std = (torch.full((3,), 0.5),) * 2 if is_siglip else (MEAN, STD)
     image = model.encode_image(
         (pixels / 255 - mean[:, None, None]) / std[:, None, None], normalize=True
@@ -498,5 +508,5 @@ def test_features_equal_those_of_open_clip(made, tmp_path, eve, is_siglip):
     config = json.loads((source / "open_clip_config.json").read_text())
     config["model_cfg"]["vision_cfg"]["ls_init_value"] = 0.1
     (source / "open_clip_config.json").write_text(json.dumps(config))
-    found = eve("convert", source, tmp_path / "other")
-    assert found.returncode == 2 and "ls_init_value of open_clip is not supported" in found.stderr
+    done = eve("convert", source, tmp_path / "other")
+    assert done.returncode == 2 and "ls_init_value of open_clip is not supported" in done.stderr

@@ -86,12 +86,12 @@ def inputs_of(task: Task[Any], batch: Any) -> dict[str, torch.Tensor]:
     ids_BT = batch.ids_BT
     if isinstance(task, MaskedSignal):
         ids_BT = ids_BT.masked_fill(batch.is_masked_BT, TOKENIZER.mask_id)
-    found = {
+    inputs = {
         "pixel_values": batch.images_BCHW / 127.5 - 1,
         "input_ids": ids_BT,
         "attention_mask": (~batch.is_padding_BT).long(),
     }
-    return found | (
+    return inputs | (
         {"pixel_values_right": batch.right_BCHW / 127.5 - 1} if isinstance(task, NLVR2) else {}
     )
 
@@ -128,10 +128,8 @@ def test_logits_are_those_of_our_tasks(loaded):
                 output.logits[batch.is_masked_BT], expected_MV, rtol=1e-5, atol=1e-5
             )
         else:
-            image_Id, text_Cd = (
-                task.image_features(batch.images_BCHW),
-                task.text_features(batch.ids_BT, batch.is_padding_BT),
-            )
+            image_Id = task.image_features(batch.images_BCHW)
+            text_Cd = task.text_features(batch.ids_BT, batch.is_padding_BT)
             torch.testing.assert_close(output.image_embeds, image_Id, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(output.text_embeds, text_Cd, rtol=1e-5, atol=1e-6)
             for i, image in enumerate(image_Id):
@@ -167,9 +165,9 @@ def test_loss_is_that_of_our_tasks(loaded):
     torch.manual_seed(0)  # hard negatives are drawn
     expected = task(batch).loss
     torch.manual_seed(0)
-    found = model(**inputs_of(task, batch), labels=labels).loss
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert found.requires_grad
+    loss = model(**inputs_of(task, batch), labels=labels).loss
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert loss.requires_grad
     assert model.config.run.model.balance_weight > 0
 
 
@@ -217,10 +215,8 @@ def test_the_encoder_without_heads(loaded):
     batch = batch_of(task)
     inputs = inputs_of(task, batch)
     inputs.pop("pixel_values_right", None)
-    image, text = (
-        task.encoder.image(inputs["pixel_values"]),
-        task.encoder.text(inputs["input_ids"], batch.is_padding_BT),
-    )
+    image = task.encoder.image(inputs["pixel_values"])
+    text = task.encoder.text(inputs["input_ids"], batch.is_padding_BT)
     for names, tokens, cls in (
         (["pixel_values"], (image, None), 0),
         (["input_ids", "attention_mask"], (None, text), 0),
@@ -245,7 +241,9 @@ def test_no_attention_mask_means_no_padding(loaded):
     with torch.no_grad():
         with_mask = model(**inputs).to_tuple()
         without = model(**inputs | {"attention_mask": None}).to_tuple()
-    assert all(torch.equal(one, other) for one, other in zip(with_mask, without, strict=True))
+    assert all(
+        torch.equal(masked, unmasked) for masked, unmasked in zip(with_mask, without, strict=True)
+    )
 
 
 # There and back
@@ -264,7 +262,8 @@ def test_saved_and_loaded_models_are_the_same_to_the_bit(loaded):
     }
     inputs = inputs_of(task, batch_of(task))
     with torch.no_grad():
-        first, second = model(**inputs), again(**inputs)
+        first = model(**inputs)
+        second = again(**inputs)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     as_tuple = model(**inputs, return_dict=False)
@@ -295,7 +294,8 @@ def test_a_run_folder_comes_back(loaded, tmp_path):
     processor = hf.EveProcessor.from_eve(
         Tokenizer.train(["many other words"] * 9, 900), InputConfig()
     )
-    model.config.vocab_size, size = 100, model.config.vocab_size
+    size = model.config.vocab_size
+    model.config.vocab_size = 100
     with pytest.raises(UserError, match="but the model has 100"):
         hf.to_run(model, processor, tmp_path / "new")
     model.config.vocab_size = size
@@ -363,19 +363,18 @@ def test_contrast_without_a_head_for_tokens_is_retrieval(model, tmp_path):
     model, processor = hf.from_run(tmp_path / "run")
     assert type(model) is hf.EveForRetrieval
     model.save_pretrained(tmp_path / "hub")
-    source_images, texts = [noise_image(seed) for seed in range(3)], [*CAPTIONS[:2], "a"]
-    inputs, eve = (
-        processor(images=source_images, text=texts),
-        Eve.load(tmp_path / "run", device="cpu"),
-    )
+    source_images = [noise_image(seed) for seed in range(3)]
+    texts = [*CAPTIONS[:2], "a"]
+    inputs = processor(images=source_images, text=texts)
+    eve = Eve.load(tmp_path / "run", device="cpu")
     contrast: Any = eve.task.contrast
-    for each in (model, hf.EveForRetrieval.from_pretrained(tmp_path / "hub")):
+    for loaded in (model, hf.EveForRetrieval.from_pretrained(tmp_path / "hub")):
         with torch.no_grad():
-            images: Any = each.get_image_features(inputs["pixel_values"]).pooler_output
-            words: Any = each.get_text_features(
+            images: Any = loaded.get_image_features(inputs["pixel_values"]).pooler_output
+            words: Any = loaded.get_text_features(
                 inputs["input_ids"], inputs["attention_mask"]
             ).pooler_output
-            both = each(**inputs)
+            outputs = loaded(**inputs)
         assert images.shape == (3, 6)
         np.testing.assert_allclose(images, eve.encode_image(source_images), atol=1e-5)
         np.testing.assert_allclose(words, eve.encode_text(texts), atol=1e-5)
@@ -384,8 +383,8 @@ def test_contrast_without_a_head_for_tokens_is_retrieval(model, tmp_path):
             @ eve.encode_text(texts).T
             / contrast.features.temperature.item()
         )
-        np.testing.assert_allclose(both.logits_per_image, expected, rtol=1e-4, atol=1e-4)
-        assert torch.equal(both.text_embeds, words)
+        np.testing.assert_allclose(outputs.logits_per_image, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(outputs.text_embeds, words)
 
 
 def test_inputs_that_do_not_fit_are_named(loaded):
@@ -424,16 +423,17 @@ def test_without_transformers_one_sentence_says_what_to_install(monkeypatch):
 
 def test_features_are_those_of_eve(loaded):
     _, model, processor, folder = loaded
-    source_images, texts = [noise_image(seed) for seed in range(3)], [*CAPTIONS[:2], "a"]
+    source_images = [noise_image(seed) for seed in range(3)]
+    texts = [*CAPTIONS[:2], "a"]
     inputs = processor(images=source_images, text=texts)
     eve = Eve.load(folder.parent / "run", device="cpu")
     with torch.no_grad():
         images = model.get_image_features(inputs["pixel_values"]).pooler_output
         words = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
-        one = model.get_text_features(processor(text=texts[1])["input_ids"]).pooler_output
+        features = model.get_text_features(processor(text=texts[1])["input_ids"]).pooler_output
     np.testing.assert_allclose(images, eve.encode_image(source_images), atol=1e-5)
     np.testing.assert_allclose(words, eve.encode_text(texts), atol=1e-5)
-    np.testing.assert_allclose(one, words[1:2], atol=1e-5)
+    np.testing.assert_allclose(features, words[1:2], atol=1e-5)
     with pytest.raises(UserError, match=r"are torch.float32 \(3, 3, 8, 8\)"):
         model.get_image_features(inputs["pixel_values"][:, :, :8, :8])
 
@@ -448,8 +448,8 @@ def test_a_compiled_model_gives_the_same(tmp_path):
     inputs = inputs_of(task, batch_of(task))
     with torch.no_grad():
         expected = model(**inputs).logits
-        found = torch.compile(model, backend="eager")(**inputs).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        logits = torch.compile(model, backend="eager")(**inputs).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_no_run_folder_says_how_to_make_one(loaded, tmp_path):

@@ -72,7 +72,8 @@ class Files:
                 *flags,
             ]
         )
-        self.eve, self.folder = Eve.load(folder / "run", device="cpu"), folder / "onnx"
+        self.eve = Eve.load(folder / "run", device="cpu")
+        self.folder = folder / "onnx"
         self.numbers = json.loads((folder / "numbers.json").read_text())
         self.about = json.loads((self.folder / "export.json").read_text())
 
@@ -81,10 +82,10 @@ class Files:
             self.folder / f"{part}.onnx", providers=["CPUExecutionProvider"]
         )
 
-    def run(self, part: str, **given: np.ndarray) -> np.ndarray:
-        found = self.session(part).run(None, given)[0]
-        assert isinstance(found, np.ndarray)
-        return found
+    def run(self, part: str, **inputs: np.ndarray) -> np.ndarray:
+        outputs = self.session(part).run(None, inputs)[0]
+        assert isinstance(outputs, np.ndarray)
+        return outputs
 
     def texts(self, numbers: tuple[int, ...], extra: int = 0) -> dict[str, np.ndarray]:
         """Ids as export.json says that they are made, with `extra` columns of padding."""
@@ -123,17 +124,17 @@ def stacked(images: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_features_of_images(exported, count):
     files = exported["retrieval"]
-    found = files.run("image_encoder", pixels=stacked(source_images(count)))
-    assert_close(found, files.eve.encode_image(source_images(count)))
-    assert found.shape == (count, 8)
+    actual = files.run("image_encoder", pixels=stacked(source_images(count)))
+    assert_close(actual, files.eve.encode_image(source_images(count)))
+    assert actual.shape == (count, 8)
 
 
 @pytest.mark.parametrize("numbers", BATCHES)
 @pytest.mark.parametrize("extra", [0, 2])
 def test_features_of_texts(exported, numbers, extra):
     files = exported["retrieval"]
-    found = files.run("text_encoder", **files.texts(numbers, extra))
-    assert_close(found, files.eve.encode_text([TEXTS[number] for number in numbers]))
+    actual = files.run("text_encoder", **files.texts(numbers, extra))
+    assert_close(actual, files.eve.encode_text([TEXTS[number] for number in numbers]))
 
 
 @pytest.mark.parametrize("numbers", BATCHES)
@@ -154,24 +155,27 @@ def test_matching(exported, numbers):
 @pytest.mark.parametrize("numbers", BATCHES)
 def test_answering(exported, numbers):
     files = exported["vqa"]
-    images, texts = source_images(len(numbers)), [TEXTS[number] for number in numbers]
+    images = source_images(len(numbers))
+    texts = [TEXTS[number] for number in numbers]
     batch = Inputs(files.eve.run.config.input, files.eve.tokenizer, torch.device("cpu")).pairs(
         user_images(images), texts
     )
-    found = files.run("answerer", pixels=stacked(images), **files.texts(numbers))
-    assert_close(found, files.eve.task.predict(batch)[0])
+    actual = files.run("answerer", pixels=stacked(images), **files.texts(numbers))
+    assert_close(actual, files.eve.task.predict(batch)[0])
     assert json.loads((files.folder / "answers.json").read_text()) == list(ANSWERS)
 
 
 @pytest.mark.parametrize("numbers", BATCHES)
 def test_judging(exported, numbers):
-    files, count = exported["nlvr2"], len(numbers)
-    left, right = source_images(count), source_images(count, 100)
-    found = files.run("verify", left=stacked(left), right=stacked(right), **files.texts(numbers))
-    probability = torch.from_numpy(found).softmax(1)[:, 1].numpy()
+    files = exported["nlvr2"]
+    count = len(numbers)
+    left = source_images(count)
+    right = source_images(count, 100)
+    actual = files.run("verify", left=stacked(left), right=stacked(right), **files.texts(numbers))
+    probability = torch.from_numpy(actual).softmax(1)[:, 1].numpy()
     expected = [
-        files.eve.verify(*each, TEXTS[n]).probability
-        for *each, n in zip(left, right, numbers, strict=True)
+        files.eve.verify(*images, TEXTS[n]).probability
+        for *images, n in zip(left, right, numbers, strict=True)
     ]
     assert_close(probability, expected)
 
@@ -219,14 +223,14 @@ def test_what_export_json_says(exported):
     ]
     for name, part in files.about["parts"].items():
         session = files.session(name)
-        for said, nodes in (
+        for described, nodes in (
             (part["inputs"], session.get_inputs()),
             (part["outputs"], session.get_outputs()),
         ):
             kinds = {"float32": "float", "int64": "int64", "uint8": "uint8", "bool": "bool"}
             expected = {
-                key: (f"tensor({kinds[each['dtype']]})", each["shape"])
-                for key, each in said.items()
+                key: (f"tensor({kinds[node['dtype']]})", node["shape"])
+                for key, node in described.items()
             }
             assert {node.name: (node.type, node.shape) for node in nodes} == expected
         assert files.numbers[name]["bytes"] == (files.folder / part["file"]).stat().st_size
@@ -253,7 +257,8 @@ def test_the_twin_of_the_experts(experts, top_k, modality, padded):
     is_text_BN = (torch.arange(5) > 2).expand(3, 5)
     is_padding_BN = torch.arange(5) >= torch.tensor([[5], [4], [3]]) if padded else None
     x_SD, where = in_rows(x_BND, 3, is_padding_BN)
-    twin, rows = TraceableMoE(moe), []
+    twin = TraceableMoE(moe)
+    rows = []
     activation = twin.activation
 
     def counted(hidden_RF: torch.Tensor) -> torch.Tensor:
@@ -312,8 +317,10 @@ def test_refused(eve, tmp_path, name, model, flags, words):
 def test_a_file_with_other_numbers_is_refused(exported, tmp_path, monkeypatch, name, change, words):
     """The file is that of a run whose weights differ in one tensor."""
     task, model, _ = RUNS["retrieval"]
-    other = exported["retrieval"].folder / "image_encoder.onnx"
-    monkeypatch.setattr(onnx, "_trace", lambda _part, _given, path: shutil.copyfile(other, path))
+    encoder_file = exported["retrieval"].folder / "image_encoder.onnx"
+    monkeypatch.setattr(
+        onnx, "_trace", lambda _part, _given, path: shutil.copyfile(encoder_file, path)
+    )
     run = tiny_run(task, model=model)
     with torch.no_grad():
         change(run.task.encoder.get_parameter(name))
@@ -332,9 +339,11 @@ def test_a_folder_in_use_is_refused(eve, tmp_path):
 
 
 def test_missing_packages_are_one_sentence(eve, tmp_path, monkeypatch):
-    found = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else found(name)
+        importlib.util,
+        "find_spec",
+        lambda name: None if name.startswith("onnx") else find_spec(name),
     )
     done = eve("export", "builtin:drawings", tmp_path / "onnx")
     wanted = "eve: exporting needs onnx, onnxscript, onnxruntime: pip install 'eve-vl[onnx]'\n"
@@ -424,8 +433,8 @@ def test_a_task_from_outside_the_package(tmp_path):
     session = onnxruntime.InferenceSession(
         tmp_path / "onnx" / "namer.onnx", providers=["CPUExecutionProvider"]
     )
-    given = ((images + 1) * 127.5).round().byte().numpy()
-    assert_close(np.asarray(session.run(None, {"pixels": given})[0]), expected)
+    user_pixels = ((images + 1) * 127.5).round().byte().numpy()
+    assert_close(np.asarray(session.run(None, {"pixels": user_pixels})[0]), expected)
     assert json.loads((tmp_path / "onnx" / "colours.json").read_text()) == list(COLOURS)
 
     assert "left out 2 that the published models do not have: head" in export_published(

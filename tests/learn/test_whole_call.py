@@ -89,8 +89,8 @@ def test_the_bundled_run_as_it_is_may_win(icons_found_before, tmp_path, monkeypa
     assert as_it_is["score"] > 0.5
     printed = capfd.readouterr().out
     assert "open the page: eve serve --index " in printed
-    kept = r"kept: bundled, as it is, \+.* over the final run on the validation rows"
-    assert re.search(kept, printed)
+    pattern = r"kept: bundled, as it is, \+.* over the final run on the validation rows"
+    assert re.search(pattern, printed)
     assert_weights_are_averaged(out)
 
     words = ["--data", str(late), "--skip-invalid", "--json", str(tmp_path / "again.json")]

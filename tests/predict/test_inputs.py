@@ -64,9 +64,9 @@ def test_every_form_gives_the_same_pixels(tmp_path: Path):
         assert len(images) == len(forms)
         for image in images:
             np.testing.assert_array_equal(image.whole(), PIXELS)
-        first, *others = squares(forms)
+        first, *rest = squares(forms)
     assert first.shape == (3, 16, 16)
-    assert all(torch.equal(square, first) for square in others)
+    assert all(torch.equal(square, first) for square in rest)
 
 
 def test_bfloat16_is_as_good_as_it_can_be():

@@ -316,9 +316,9 @@ def test_update_locks_out_searches_only_while_it_commits(model, photos, tmp_path
     commit = update.Update._commit
 
     def count_and_commit(self) -> None:
-        other = connect(tmp_path / "index" / DATABASE, timeout=0)
-        counts_before_commits.append(other.execute("SELECT count(*) FROM image").fetchone()[0])
-        other.close()
+        connection = connect(tmp_path / "index" / DATABASE, timeout=0)
+        counts_before_commits.append(connection.execute("SELECT count(*) FROM image").fetchone()[0])
+        connection.close()
         commit(self)
 
     monkeypatch.setattr(update.Update, "_commit", count_and_commit)

@@ -86,9 +86,9 @@ def test_job_is_counted_at_the_size_of_its_decoded_images(runs):
         body = json.dumps({"image": images, "question": "what " * 1000}).encode()
         size = len(body) - num_images * len(ONE_TEXT) + num_images * 3 * 16 * 16
         assert endpoints["answer"].prepare(body).num_bytes == size
-    shown = json.dumps({"image": base64_text(png(1, 700, 350)), "text": "what"}).encode()
+    body_text = json.dumps({"image": base64_text(png(1, 700, 350)), "text": "what"}).encode()
     largest = 3 * 512 * 256  # the longer side becomes 512
-    assert 0 <= endpoints["explain"].prepare(shown).num_bytes - largest < 100
+    assert 0 <= endpoints["explain"].prepare(body_text).num_bytes - largest < 100
 
 
 def test_images_are_decoded_on_few_threads_and_others_wait(runs, monkeypatch):

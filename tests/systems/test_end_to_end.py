@@ -122,7 +122,8 @@ def test_which_pages_say_that_phantoms_are_no_medicine(source: str, says: bool):
 
 
 def test_features_of_the_hub_are_those_of_eve(run: Path):
-    eve, (model, processor) = Eve.load(run, device="cpu"), hf.from_run(run)
+    eve = Eve.load(run, device="cpu")
+    model, processor = hf.from_run(run)
     assert type(model).__name__ == CLASS[run.name]
     source_images = [noise(seed, 48, 48) for seed in range(3)]
     inputs = processor(images=source_images, text=[*TEXTS])

@@ -75,10 +75,10 @@ def test_no_encoder_pass_is_run_twice(name, monkeypatch):
     task(batch)
     image = 1 + config.input.num_patches
     text = config.input.text_length
-    kept = 1 + batch.keep_BK.shape[1]
+    num_kept = 1 + batch.keep_BK.shape[1]
     sizes_of_loss = {
         "mlm": [(4, image + text)],
-        "mim": [(4, kept + text)],
+        "mim": [(4, num_kept + text)],
         "itc": [(4, image), (4, text)],
         "itm": [(12, image + text)],
     }

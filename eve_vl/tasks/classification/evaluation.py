@@ -24,8 +24,8 @@ from eve_vl.tasks.classifier.evaluation import (
 
 def _baseline(metric: str, baseline: str, than: str) -> Baseline:
     """Return a baseline of a metric, next to its ablations."""
-    others = {f"{metric}_{how}": description for how, description in ABLATED.items()}
-    return Baseline(metric, "row", baseline, than, others=others)
+    further = {f"{metric}_{how}": description for how, description in ABLATED.items()}
+    return Baseline(metric, "row", baseline, than, further_baselines=further)
 
 
 class ClassificationEvaluator(ClassifierEvaluator[Classification]):

@@ -122,7 +122,8 @@ class Contrast(nn.Module):
         cached: CachedContrast | None = batch.contrast
         if cached is None:
             features = self.unimodal(encoder, batch)
-            image_BXd, text_BXd = features.image_BXd, features.text_BXd
+            image_BXd = features.image_BXd
+            text_BXd = features.text_BXd
             losses = self.contrast_losses(image_BXd, text_BXd, [batch], self.temperatures)
             temperature = self.features.temperature
             partners = self.fetch_negatives(encoder, [batch], image_BXd, text_BXd, temperature)[0]

@@ -33,14 +33,14 @@ BASELINES = (
         "row",
         "acc_majority",
         "always giving the most frequent class",
-        others={"acc_noise": "looking at noise"},
+        further_baselines={"acc_noise": "looking at noise"},
     ),
     Baseline(
         "mean_ap",
         "row",
         "mean_ap_chance",
         "a constant score",
-        others={"mean_ap_noise": "looking at noise"},
+        further_baselines={"mean_ap_noise": "looking at noise"},
     ),
 )
 

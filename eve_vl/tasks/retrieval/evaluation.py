@@ -39,7 +39,7 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
             "image",
             "tr1_hard_chance",
             "chance among false texts that differ in one place",
-            others={gallery_metrics.HARD_ABLATED: "looking at a wrong image"},
+            further_baselines={gallery_metrics.HARD_ABLATED: "looking at a wrong image"},
         ),
         Baseline("precision_tr1", "image", "precision_tr_chance", "chance by class"),
         Baseline("tag_p5", "tag", "tag_p5_chance", "chance by tag"),

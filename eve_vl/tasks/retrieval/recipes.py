@@ -77,8 +77,8 @@ def icons_search(init: Config) -> Config:
     eve finetune icons_search --init runs/icons --scratch --train.lr-multipliers 'encoder.text.*' 3
     """
     task = replace(CONTRAST_ONLY, memory_batches=8)
-    own = {"augment": "ink_strokes", "batches_from": "set", "val_samples": 1500}
-    data = replace(SCENES, train=("icons/train.parquet",), val=("icons/val.parquet",), **own)
+    drawings = {"augment": "ink_strokes", "batches_from": "set", "val_samples": 1500}
+    data = replace(SCENES, train=("icons/train.parquet",), val=("icons/val.parquet",), **drawings)
     return at_small_scale(
         init,
         "icons_search",
@@ -103,11 +103,8 @@ def search_small(init: Config) -> Config:
     eve finetune search_small --init builtin:drawings --data.train FOLDER
     """
     data = DataConfig(train=("photos",), crop_scale=(0.7, 1.0), **OF_YOURS)
-    more = {
-        "weight_decay": 0.05,
-        "ema_decay": 0.98,
-        "lr": 3e-4,
-    }  # 1e-3 forgets what the start knows (LOG.md)
+    # a learning rate of 1e-3 forgets what the start knows (LOG.md)
+    training = FAST_CONTRAST | {"weight_decay": 0.05, "ema_decay": 0.98, "lr": 3e-4}
     return at_small_scale(
-        init, "search_small", CONTRAST_ONLY, data, steps=500, validations=1, **FAST_CONTRAST | more
+        init, "search_small", CONTRAST_ONLY, data, steps=500, validations=1, **training
     )

@@ -223,10 +223,12 @@ class RetrievalReport(TaskReport):
         for row in gallery.caption_numbers:
             texts.append(Example(where=f"text {row}", images={}, text=dataset.captions[row]))
         if by_text:
-            items, candidates = texts, images
+            items = texts
+            candidates = images
             relevance = gallery.relevance.images_of_text
         else:
-            items, candidates = images, texts
+            items = images
+            candidates = texts
             relevance = gallery.relevance.texts_of_image
 
         matches_of_item = relevance.candidate_M.tensor_split(relevance.start_Q1[1:-1])
@@ -409,9 +411,11 @@ def best_candidates(
     first_QK = best_QK[:, :num_reranked]
     query_QK = query_Q[:, None].expand_as(first_QK)
     if by_text:
-        image_QK, caption_QK = first_QK, query_QK
+        image_QK = first_QK
+        caption_QK = query_QK
     else:
-        image_QK, caption_QK = query_QK, first_QK
+        image_QK = query_QK
+        caption_QK = first_QK
     text_P = gallery.text_T[caption_QK.flatten()]
     score_QK = match_scores(task, gallery, image_QK.flatten(), text_P).view_as(first_QK)
     order_QK = score_QK.sort(dim=1, descending=True, stable=True).indices

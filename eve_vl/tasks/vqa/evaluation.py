@@ -41,7 +41,7 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
             "vqa_acc_blind",
             "answering without the image",
             "uses the image",
-            others={
+            further_baselines={
                 "vqa_acc_words": "guessing from the question's words",
                 "vqa_acc_noise": "looking at noise instead of the image",
                 "vqa_acc_wrong_image": "looking at a wrong image",

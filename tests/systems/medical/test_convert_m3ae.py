@@ -262,10 +262,11 @@ class Slow:
         x_TD = self.linear(self.text(ids_T), "multi_modal_language_proj") + text
         y_PD = self.linear(self.image(pixels_CHW), "multi_modal_vision_proj") + image
         for number in range(DEPTHS[2]):
-            x_TD, y_PD = (
-                self.bert_layer(x_TD, f"multi_modal_language_layers.{number}", 1e-12, y_PD),
-                self.bert_layer(y_PD, f"multi_modal_vision_layers.{number}", 1e-12, x_TD),
-            )
+            text_layer = f"multi_modal_language_layers.{number}"
+            image_layer = f"multi_modal_vision_layers.{number}"
+            new_x_TD = self.bert_layer(x_TD, text_layer, 1e-12, y_PD)
+            y_PD = self.bert_layer(y_PD, image_layer, 1e-12, x_TD)
+            x_TD = new_x_TD
         return x_TD, y_PD
 
     def pooled(self, ids_T: Tensor, pixels_CHW: Tensor) -> Tensor:
@@ -321,7 +322,8 @@ def test_what_pre_training_taught_gives_the_numbers_of_its_own_code(eve, tmp_pat
     images, ids, is_padding = inputs()
     image = task.encoder.image(images.float() / 127.5 - 1)
     text = task.encoder.text(ids, is_padding)
-    encoded, (pooled, _) = task.encoder.encode(image, text), task.encoder.cls(image, text)
+    encoded = task.encoder.encode(image, text)
+    pooled, _ = task.encoder.cls(image, text)
     alone = task.encoder.encode(image, None), task.encoder.encode(None, text)
     match = task.match(images, ids, is_padding)[0]
     for row in range(2):
@@ -349,7 +351,8 @@ def test_what_pre_training_taught_gives_the_numbers_of_its_own_code(eve, tmp_pat
 
 @torch.no_grad()
 def test_the_slow_text_tower_is_roberta():
-    slow, (_, ids, is_padding) = Slow(checkpoint("")), inputs()
+    slow = Slow(checkpoint(""))
+    _, ids, is_padding = inputs()
     config = RobertaConfig(
         hidden_size=D,
         num_hidden_layers=DEPTHS[1],

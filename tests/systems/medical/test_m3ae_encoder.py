@@ -92,10 +92,12 @@ def slow_layer(layer: CoAttention, x_1ND: Tensor, other_1MD: Tensor) -> Tensor:
 @torch.no_grad()
 def test_pairs_equal_a_twin_by_torchs_attention_one_pair_at_a_time():
     """Both sides see the other as it was before the layer; padding is seen by nobody."""
-    encoder, (pixels, ids, is_padding) = towers(), batch()
+    encoder = towers()
+    pixels, ids, is_padding = batch()
     image = encoder.image(pixels)
     text = encoder.text(ids, is_padding)
-    encoded, (pooled, _) = encoder.encode(image, text), encoder.cls(image, text)
+    encoded = encoder.encode(image, text)
+    pooled, _ = encoder.cls(image, text)
     places = torch.tensor([0, 1, 6, 15])
     some, _ = encoder.for_tokens(image, text, places)
     assert pooled.shape == (3, encoder.pair_dim) == (3, 32)
@@ -117,7 +119,9 @@ def test_pairs_equal_a_twin_by_torchs_attention_one_pair_at_a_time():
             text_layer = block.get_submodule("text")
             assert isinstance(image_layer, CoAttention)
             assert isinstance(text_layer, CoAttention)
-            x, y = slow_layer(image_layer, x, y), slow_layer(text_layer, y, x)
+            new_x = slow_layer(image_layer, x, y)
+            y = slow_layer(text_layer, y, x)
+            x = new_x
         torch.testing.assert_close(
             encoded.x_BND[b, : NUM_IMAGE + length], torch.cat([x[0], y[0]]), rtol=1e-4, atol=1e-5
         )
@@ -129,7 +133,8 @@ def test_pairs_equal_a_twin_by_torchs_attention_one_pair_at_a_time():
 
 @torch.no_grad()
 def test_towers_once_and_co_attention_for_each_pair_equal_all_at_once():
-    encoder, (pixels, ids, is_padding) = towers(), batch()
+    encoder = towers()
+    pixels, ids, is_padding = batch()
     rows = torch.tensor([0, 0, 2, 1, 2])
     columns = torch.tensor([1, 0, 2, 2, 0])
     cached = (
@@ -145,7 +150,8 @@ def test_towers_once_and_co_attention_for_each_pair_equal_all_at_once():
 @torch.no_grad()
 def test_dropped_patches_are_as_if_there_were_none():
     """The tower computes on the [CLS] and what is kept, each with its own position."""
-    encoder, (pixels, *_) = towers(), batch()
+    encoder = towers()
+    pixels, *_ = batch()
     keep = torch.stack([torch.randperm(16)[:5] for _ in range(3)])
     states = encoder.image(pixels, keep).x_BND
     whole = encoder.image.embed(pixels).x_BND
@@ -274,7 +280,8 @@ def test_bad_values_and_pairs_of_bare_towers_are_said_in_a_line():
         tiny_towers(MaskedSignalConfig(joint_masking=True, **DECODER))  # pyright: ignore[reportArgumentType]
     config = tiny_towers(ClassificationConfig())
     bare = DualEncoderConfig(embed_dim=16, num_heads=2, mlp_ratio=2.0, image_depth=1, text_depth=1)
-    encoder, (pixels, ids, is_padding) = DualEncoder(bare, config.input, VOCAB), batch()
+    encoder = DualEncoder(bare, config.input, VOCAB)
+    pixels, ids, is_padding = batch()
     with pytest.raises(UserError, match="give one of the two"):
         encoder.encode(encoder.image(pixels), encoder.text(ids, is_padding))
 

@@ -159,7 +159,8 @@ def test_losses_are_those_of_rows_one_by_one():
     task = build_mlim(config)
     batch = batch_of(config, 7)
     with torch.no_grad():
-        output, (mlm, recon) = task(batch), slow_losses(task, batch)
+        output = task(batch)
+    mlm, recon = slow_losses(task, batch)
     assert output.terms["mlm"].item() == pytest.approx(mlm, rel=1e-4)
     assert output.terms["mim"].item() == pytest.approx(recon, rel=1e-4)
     assert output.loss.item() == pytest.approx(mlm + recon, rel=1e-4)

@@ -113,7 +113,9 @@ def test_biases_and_states_equal_loops_over_pairs_of_tokens(kind):
     image, text = tokens_of(model, kind)
     tokens = join(image, text)
     table = torch.cat(list(model.relative.parameters()))
-    (L, H), biases = (3, 2), model.relative(tokens)
+    L = 3
+    H = 2
+    biases = model.relative(tokens)
     expected = torch.stack(
         [table[torch.tensor(slow_rows(tokens, sample))] for sample in range(len(LENGTHS))]
     )
