@@ -132,7 +132,8 @@ def main() -> None:
         found[name] = {"peaks": peaks, "seconds": seconds, "ratio": median, "min": low, "max": high}
         memory = f"{peaks['whole']:.2f} → {peaks['slices']:.2f} matrices"
         print(
-            f"{name:9} {memory}; {spread(seconds['whole'])} s; by slices {median:.2f}× ({low:.2f}–{high:.2f})"
+            f"{name:9} {memory}; {spread(seconds['whole'])} s; by slices {median:.2f}× "
+            f"({low:.2f}–{high:.2f})"
         )
     found["difference"] = step.difference()
     print(f"largest relative difference of loss and gradients {found['difference']:.1e}")

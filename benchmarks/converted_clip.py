@@ -181,7 +181,8 @@ def compare_tokenizers(captions: Path, folder: Path, num: int = 10_000) -> None:
     same = theirs(rows, truncation=True, max_length=77)["input_ids"]
     exact = [[token for token in ids.tolist() if token] for ids in original(rows)]
     print(
-        f"{len(rows):,} texts: {sum(a != b for a, b in zip(own, same, strict=True))} differ from transformers, ",
+        f"{len(rows):,} texts: {sum(a != b for a, b in zip(own, same, strict=True))} differ from "
+        "transformers, ",
         end="",
     )
     print(f"{sum(a != b for a, b in zip(own, exact, strict=True))} from open_clip")

@@ -138,7 +138,8 @@ def main() -> None:
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print(
-        f"width {dim} → {ffn_dim}, top {TOP_K}; forward + backward; median (least–largest) of {args.repeats} rounds"
+        f"width {dim} → {ffn_dim}, top {TOP_K}; forward + backward; median (least–largest) of "
+        f"{args.repeats} rounds"
     )
     print(f"{'tokens':>6} {'experts':>7} {'per expert':>10} {'type':>8}  {'ratio':13} {'':20} goal")
     rows = []
@@ -155,7 +156,8 @@ def main() -> None:
             verdict = goal.check(median) if goal else ""
             spread = f"{median:.2f} ({low:.2f}–{high:.2f})"
             print(
-                f"{case.tokens:6} {case.experts:7} {per_expert:10} {dtype:>8}  {name:13} {spread:20} {verdict}",
+                f"{case.tokens:6} {case.experts:7} {per_expert:10} {dtype:>8}  {name:13} "
+                f"{spread:20} {verdict}",
                 flush=True,
             )
             rows.append(

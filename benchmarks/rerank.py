@@ -116,7 +116,8 @@ def main() -> None:
     sizes = f"{len(gallery.image_Id)} images, {len(gallery.ids)} texts, k {args.k}"
     print(f"{args.run or args.recipe}: {sizes}: {pairs} scores wanted")
     print(
-        f"loop {loop:.2f} s, ours {ours:.2f} s: {ours / loop:.2f} of its time; largest difference {difference:.1e}"
+        f"loop {loop:.2f} s, ours {ours:.2f} s: {ours / loop:.2f} of its time; largest difference "
+        f"{difference:.1e}"
     )
 
 

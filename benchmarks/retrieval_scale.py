@@ -89,11 +89,13 @@ def main() -> None:
         )
         row = found[name]
         print(
-            f"{name:8} {row['seconds']:6.1f} s, {row['peak']:.2f} GiB ({row['before']:.2f} before), r_mean {row['r_mean']:.4f}"
+            f"{name:8} {row['seconds']:6.1f} s, {row['peak']:.2f} GiB ({row['before']:.2f} "
+            f"before), r_mean {row['r_mean']:.4f}"
         )
     ours, sorting = found["ours"], found["sorting"]
     print(
-        f"ours: {ours['seconds'] / sorting['seconds']:.2f} of the time, {ours['peak'] / sorting['peak']:.2f} of the memory"
+        f"ours: {ours['seconds'] / sorting['seconds']:.2f} of the time, "
+        f"{ours['peak'] / sorting['peak']:.2f} of the memory"
     )
 
 

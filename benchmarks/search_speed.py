@@ -211,7 +211,8 @@ def measured_indexing(eve: Eve, folder: Path, args: argparse.Namespace) -> dict[
         shown = ", ".join(f"{what} {rate:.0f}" for what, rate in rates.items())
         verdict = SHARE.check(share) if which == "by the clock" and not args.quick else ""
         print(
-            f"photos to {eve.run.config.input.image_size}²: {shown} images/s; share {which} {share:.2f}   {verdict}"
+            f"photos to {eve.run.config.input.image_size}²: {shown} images/s; share {which} "
+            f"{share:.2f}   {verdict}"
         )
     return found
 

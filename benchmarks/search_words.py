@@ -56,7 +56,8 @@ def stands_in(query: str, text: str) -> bool:
 def names_of(index: Index) -> dict[str, list[int]]:
     """Return each name's image numbers; an image's name is its shortest caption."""
     rows = index.database.rows(
-        "SELECT image, text FROM caption JOIN text ON text.slot = caption.slot ORDER BY length(text) DESC"
+        "SELECT image, text FROM caption JOIN text ON text.slot = caption.slot ORDER BY "
+        "length(text) DESC"
     )
     by_name: dict[str, list[int]] = {}
     for image, name in dict(rows).items():

@@ -270,7 +270,8 @@ def measure(
             "ratios": ratios,
         }
     print(
-        f"mix, {args.clients} clients / one: {found['mix']['ratio']:.2f}, goal {RATIO.check(found['mix']['ratio'])}"
+        f"mix, {args.clients} clients / one: {found['mix']['ratio']:.2f}, goal "
+        f"{RATIO.check(found['mix']['ratio'])}"
     )
     return found
 

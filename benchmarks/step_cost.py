@@ -286,7 +286,8 @@ def print_result(result: Mapping[str, Any]) -> None:
     """Print the cost of the tasks, and the baseline over EVE by decoder depth."""
     print(headline(result))
     print(
-        f"optimiser: {result['optimizer_seconds_per_step']:.3g} s a step; per pair, ×: over {result['reference']}"
+        f"optimiser: {result['optimizer_seconds_per_step']:.3g} s a step; per pair, ×: over "
+        f"{result['reference']}"
     )
     rows = [
         [

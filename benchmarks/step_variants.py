@@ -71,7 +71,8 @@ def variants(config: Config, decoder_depths: Sequence[int]) -> list[Variant]:
         raise UserError(f"recipe {config.recipe!r} is no pre-training")
     if not decoder_depths or min(decoder_depths) < 1:
         raise UserError(
-            f"decoder depths {' '.join(map(str, decoder_depths))}: give at least one, each at least 1"
+            f"decoder depths {' '.join(map(str, decoder_depths))}: give at least one, each at "
+            "least 1"
         )
     same: dict[str, Any] = {
         field.name: getattr(task, field.name) for field in fields(MaskedSignalConfig)
@@ -246,7 +247,8 @@ def in_own_process(config: Config, batch: int, texts: Texts) -> Peak | None:
             return pool.submit(run_step, config, batch, texts).result()
     except BrokenProcessPool:
         raise UserError(
-            f"the process of a step of {batch} was killed, out of memory perhaps; give a smaller --batch"
+            f"the process of a step of {batch} was killed, out of memory perhaps; give a smaller "
+            "--batch"
         ) from None
 
 

@@ -389,7 +389,7 @@ def test_towers_that_never_meet_need_another_model_to_match():
     eve = Eve(replace(run, config=replace(run.config, model=DualEncoderConfig())))
     with pytest.raises(
         UserError,
-        match=r"match: eve pretrain of another model, because itm_weight 1\.0 needs states of pairs",
+        match=r"match: eve pretrain of another model, because itm_weight 1\.0 needs states of p",
     ):
         _ = eve.match
 

@@ -70,7 +70,8 @@ SHARES = {
 }  # share of the budget for pre-training
 # EVE as in the paper: linear patches, experts, MIM next to MLM, [MASK] for every masked token.
 ENCODER = (
-    "--input.patch-size 8 --model.stem linear --model.depth 4 --model.num-deep-blocks 2 --model.deep-ffn moe "
+    "--input.patch-size 8 --model.stem linear --model.depth 4 --model.num-deep-blocks 2 "
+    "--model.deep-ffn moe "
     "--train.batch-size 32 --train.lr 1.2e-3"
 )
 PAPER = f"{ENCODER} --task.mim-weight 1 --task.mask-replace-prob 0"

@@ -122,7 +122,8 @@ def planned(family: str, arm: Arm, jobs: Iterable[str], data: Data) -> list[Plan
     left = 1 - sum(each.share for each in found)
     if left <= 0:
         raise UserError(
-            f"{family}: the stages before fine-tuning take {1 - left:g} of the budget; leave some for fine-tuning"
+            f"{family}: the stages before fine-tuning take {1 - left:g} of the budget; leave some "
+            "for fine-tuning"
         )
     after = arm.after or FINE_TUNING[family]
     return found + [
@@ -272,7 +273,8 @@ class Cell:
         result = read_json(path, dict)
         if result["stages"] != self.stages(job):
             raise UserError(
-                f"{path}: was trained with other settings than {self.arm} has now; move it away or choose another --out"
+                f"{path}: was trained with other settings than {self.arm} has now; move it away "
+                "or choose another --out"
             )
         return result
 

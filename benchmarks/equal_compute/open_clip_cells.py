@@ -227,7 +227,8 @@ class OpenClipCell(Cell):
             not path.is_file() or read_json(path, dict) != flags
         ):
             raise UserError(
-                f"{self.folder}: was started with other settings than {self.arm} has now; move it away"
+                f"{self.folder}: was started with other settings than {self.arm} has now; move it "
+                "away"
             )
         write_file(path, json.dumps(flags, indent=1) + "\n")
 

@@ -204,8 +204,10 @@ def show(cells: Sequence[Cell], args: argparse.Namespace) -> None:
     found = tables.collect(cells)
     peers = [cell for cell in cells if isinstance(cell, OpenClipCell)]
     note = (
-        f"Numbers on {args.on}, mean (least–largest) over seeds; core-seconds used; training rows of each stage. Differences "
-        "are of means, with a 95 % interval over rows; ! marks differences beyond the spread of the seeds: every seed of one "
+        f"Numbers on {args.on}, mean (least–largest) over seeds; core-seconds used; training rows "
+        "of each stage. Differences "
+        "are of means, with a 95 % interval over rows; ! marks differences beyond the spread of "
+        "the seeds: every seed of one "
         "arm is better than every seed of the other."
     )
     if peers:
@@ -216,7 +218,8 @@ def show(cells: Sequence[Cell], args: argparse.Namespace) -> None:
     for task, budgets in found.items():
         for budget, arms in sorted(budgets.items()):
             print(
-                f"\n{task}, {budget:,g} core-seconds, {args.on}\n\n{tables.markdown(tables.table(arms))}\n"
+                f"\n{task}, {budget:,g} core-seconds, "
+                f"{args.on}\n\n{tables.markdown(tables.table(arms))}\n"
             )
             if of_first := [
                 each for each in tables.comparisons(arms) if each.arm == next(iter(arms))
@@ -257,7 +260,8 @@ def do_missing(asked: Sequence[Cell], args: argparse.Namespace) -> bool:
         probe_missing(args.out, plans, args.rounds)
     cost, minutes = sum(cell.cost() for cell in todo), sum(map(wall_minutes, todo)) / args.jobs
     print(
-        f"{len(todo)} of {len(asked)} cells to do, {cost:,.0f} core-seconds of training, {minutes:,.0f} minutes",
+        f"{len(todo)} of {len(asked)} cells to do, {cost:,.0f} core-seconds of training, "
+        f"{minutes:,.0f} minutes",
         flush=True,
     )
     if args.list:

@@ -263,8 +263,10 @@ def show(table: Table, found: Sequence[Found], args: Any) -> None:
     """Print and write the finished results. found: one entry per part and unit."""
     sections, kept = [], []
     note = (
-        f"Numbers on {args.on}, mean (least–largest) over seeds; core-seconds used; training rows of each stage. An ordering "
-        "holds, or does not, if every seed of one row is better than every seed of the other (!). Differences are of means, "
+        f"Numbers on {args.on}, mean (least–largest) over seeds; core-seconds used; training rows "
+        "of each stage. An ordering "
+        "holds, or does not, if every seed of one row is better than every seed of the other "
+        "(!). Differences are of means, "
         "with a 95 % interval over the test rows."
     )
     for (part, unit), of_tasks in zip(in_units(table), found, strict=True):
@@ -278,7 +280,8 @@ def show(table: Table, found: Sequence[Found], args: Any) -> None:
             for budget, arms in sorted(budgets.items()):
                 lines = tables.table(arms, part.paper)
                 print(
-                    f"\n{part.name}, {task}, {budget:,.0f} {unit}, {args.on}\n\n{tables.markdown(lines)}"
+                    f"\n{part.name}, {task}, {budget:,.0f} {unit}, "
+                    f"{args.on}\n\n{tables.markdown(lines)}"
                 )
             print("", *map(str, seen), *([how_many(seen)] if seen else []), sep="\n")
             kept[-1]["findings"] = [str(each) for each in seen]

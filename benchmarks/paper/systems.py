@@ -39,7 +39,10 @@ TASKS = (*GENERATED, "icons")
 SIZES = {
     "scenes": "--input.image-size 48 --input.text-length 32",
     "phantoms": PHANTOMS,
-    "icons": "--input.image-size 64 --input.text-length 16 --tokenizer.vocab-size 4000 --data.augment random_ink",
+    "icons": (
+        "--input.image-size 64 --input.text-length 16 --tokenizer.vocab-size 4000 --data.augment "
+        "random_ink"
+    ),
 }
 """Flags that give all systems the same inputs."""
 

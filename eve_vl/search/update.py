@@ -82,7 +82,7 @@ class Changes:
     new: int = 0
     changed: int = 0
     gone: int = 0
-    kept: int = 0
+    unchanged: int = 0
     broken: dict[str, str] = field(default_factory=dict)
     """Names of unusable images, with the reasons."""
     bad_captions: dict[str, str] = field(default_factory=dict)
@@ -291,7 +291,7 @@ class Update:
         if slot_before is None:
             slot_before = slot_elsewhere
         if slot_before == slot:
-            self.changes.kept += 1
+            self.changes.unchanged += 1
         elif slot_before is None:
             self.changes.new += 1
         else:

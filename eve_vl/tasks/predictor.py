@@ -106,7 +106,8 @@ class Predictor:
             )
         if request.answer is not None and self.task.labels_file is None:
             raise UserError(
-                "explain: answer has no effect with a run that has no answers or labels; leave it out"
+                "explain: answer has no effect with a run that has no answers or labels; leave "
+                "it out"
             )
         positions = word_positions(self.inputs, text, request.word)
         names_word = request.word not in (None, CLS)

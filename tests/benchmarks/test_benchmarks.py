@@ -85,9 +85,12 @@ def test_tasks_share_weights_and_train_like_single_tasks():
             alone = build_untrained(row.config, Sizes(vocab_size=row.config.tokenizer.vocab_size))
         used = {name for name, value in board.shared.items() if value.grad is not None}
         assert used == {name for name, _ in alone.named_parameters()}
-    first, *others = [dict(task.named_parameters()) for task in board.tasks]
+    first, *rest = [dict(task.named_parameters()) for task in board.tasks]
     assert all(
-        other[name] is value for other in others for name, value in first.items() if name in other
+        parameters[name] is value
+        for parameters in rest
+        for name, value in first.items()
+        if name in parameters
     )
     assert board.optimizer() > 0
 
@@ -102,10 +105,10 @@ def peaks(*pairs):
 
 
 def test_memory_lies_on_the_line():
-    found = peaks((2, 3.0), (4, 4.0))
-    assert steps.at(found, 4) == 4 * GIB
-    assert steps.at(found, 8) == pytest.approx(6 * GIB)
-    assert steps.at(found, 8, "seconds") == pytest.approx(0.8)
+    line = peaks((2, 3.0), (4, 4.0))
+    assert steps.at(line, 4) == 4 * GIB
+    assert steps.at(line, 8) == pytest.approx(6 * GIB)
+    assert steps.at(line, 8, "seconds") == pytest.approx(0.8)
     assert steps.at(peaks((2, 3.0), (4, 2.9)), 8) == pytest.approx(
         2.9 * GIB
     )  # small batches do not show
@@ -141,9 +144,9 @@ def simulated(gib, *, flat=0.0, room=1e9, seconds=0.2):
 )
 def test_search_ends_at_the_largest_batch_that_fits(gib, options, expected):
     measure, asked = simulated(gib, **options)
-    found = steps.growth(measure, 8)
+    batch = steps.growth(measure, 8)
     assert asked == [2, 4]
-    assert steps.largest_batch(measure, found, round(9.6 * GIB)) == (expected, True)
+    assert steps.largest_batch(measure, batch, round(9.6 * GIB)) == (expected, True)
     assert len(asked) <= 8
     assert expected == 0 or expected in asked
 
@@ -174,7 +177,10 @@ def test_memory_is_measured_in_a_separate_process(quick_spawn):
 
 
 def test_the_script_prints_and_writes_the_ratios_of_its_times(tmp_path, monkeypatch, capsys):
-    flags = "--recipe tiny --batch 2 --decoder-depths 1 2 --repeats 1 --threads 1 --no-memory --json a.json"
+    flags = (
+        "--recipe tiny --batch 2 --decoder-depths 1 2 --repeats 1 --threads 1 --no-memory "
+        "--json a.json"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["step_cost.py", *flags.split()])
     step_cost.main()
@@ -194,8 +200,8 @@ def test_the_script_prints_and_writes_the_ratios_of_its_times(tmp_path, monkeypa
         assert row["gflop_over_eve"] == row["gflop_per_sample"] / eve["gflop_per_sample"]
     baseline = rows["MLM+ITC+ITM"]
     assert [row["paper_over_eve"] for row in values["baseline_by_decoder"]] == [6.88 / 2.14] * 2
-    shown = capsys.readouterr().out
-    assert f"{baseline['seconds_over_eve']:.2f}" in shown and "3.21" in shown  # the paper's
+    printed = capsys.readouterr().out
+    assert f"{baseline['seconds_over_eve']:.2f}" in printed and "3.21" in printed  # the paper's
 
 
 def row_of(name, seconds, *, hours=2.0, gflop=1.0, whole_step=None):
@@ -208,9 +214,13 @@ def row_of(name, seconds, *, hours=2.0, gflop=1.0, whole_step=None):
 def test_ratios_are_computed_per_round():
     eve = row_of("eve", [1.0, 2.0, 4.0], whole_step=2.0)
     baseline = row_of("baseline", [4.0, 8.0, 16.0], hours=6.0, whole_step=9.0)
-    over = baseline.over(eve)
-    assert over["seconds_over_eve_range"] == [4, 4]  # noise that hits a whole round cancels
-    assert (over["seconds_over_eve"], over["epoch_over_eve"], over["paper_over_eve"]) == (4, 4.5, 3)
+    ratios = baseline.over(eve)
+    assert ratios["seconds_over_eve_range"] == [4, 4]  # noise that hits a whole round cancels
+    assert (ratios["seconds_over_eve"], ratios["epoch_over_eve"], ratios["paper_over_eve"]) == (
+        4,
+        4.5,
+        3,
+    )
     assert row_of("unknown", [1.0, 1.0, 1.0]).over(eve)["epoch_over_eve"] is None
 
 
@@ -238,15 +248,17 @@ def test_search_is_measured(tmp_path, monkeypatch, capsys):
         sys, "argv", ["search.py", "--quick", "--json", str(tmp_path / "found.json")]
     )
     importlib.import_module("search_speed").main()
-    shown = capsys.readouterr().out
-    found = json.loads((tmp_path / "found.json").read_text())["found"]
+    printed = capsys.readouterr().out
+    measured = json.loads((tmp_path / "found.json").read_text())["found"]
     rows = {f"search photos 32, {number} re-ranked" for number in (0, 16)}
-    assert set(found) == {"search 500", "search 500 by vectors", "index 32", *rows}
-    both = ("by the clock", "of the processor")
-    assert set(found["index 32"]) == {
-        f"{what} {how}" for what in ("read and decode", "encode", "index", "share") for how in both
+    assert set(measured) == {"search 500", "search 500 by vectors", "index 32", *rows}
+    clocks = ("by the clock", "of the processor")
+    assert set(measured["index 32"]) == {
+        f"{work} {how}"
+        for work in ("read and decode", "encode", "index", "share")
+        for how in clocks
     }
-    assert min(value for numbers in found.values() for value in numbers.values()) > 0
-    assert "      500 images of 256 numbers: clock p50" in shown
-    assert all(f"; share {how} " in shown for how in both)
-    assert "        4 photos to 32², 16 re-ranked: clock p50" in shown
+    assert min(value for numbers in measured.values() for value in numbers.values()) > 0
+    assert "      500 images of 256 numbers: clock p50" in printed
+    assert all(f"; share {how} " in printed for how in clocks)
+    assert "        4 photos to 32², 16 re-ranked: clock p50" in printed

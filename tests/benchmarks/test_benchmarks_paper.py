@@ -99,13 +99,13 @@ def values(arm):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_rows_differ_from_eve_as_in_the_paper(table):
-    given = {name: arm for part in TABLES[table].parts for name, arm in part.arms.items()}
+    arm_of_row = {name: arm for part in TABLES[table].parts for name, arm in part.arms.items()}
     eve = values(arms.ARMS["EVE"])
-    assert not {*ROWS[table]} - {*given}
+    assert not {*ROWS[table]} - {*arm_of_row}
     for name, differs in ROWS[table].items():
-        found = values(given[name])
-        assert {each: value for each, value in found.items() if value != eve.get(each, value)} | {
-            each: found[each] for each in differs
+        fields = values(arm_of_row[name])
+        assert {name: value for name, value in fields.items() if value != eve.get(name, value)} | {
+            name: fields[name] for name in differs
         } == differs, name
 
 
@@ -113,9 +113,11 @@ def test_rows_differ_from_eve_as_in_the_paper(table):
 def test_orderings_and_numbers_name_existing_rows(table):
     for part in TABLES[table].parts:
         assert {*part.paper, *part.places} <= {*part.arms}
-        named = {arm for each in part.orderings for arm in (each.above, each.below)}
+        named = {arm for ordering in part.orderings for arm in (ordering.above, ordering.below)}
         assert named <= {*part.arms}
-        assert {number for each in part.orderings for number in each.numbers} <= {*paper.SAYS}
+        assert {number for ordering in part.orderings for number in ordering.numbers} <= {
+            *paper.SAYS
+        }
 
 
 @pytest.mark.parametrize("task", ["phantoms", "icons"])
@@ -124,14 +126,14 @@ def test_every_system_runs_on_the_other_sets(task):
         if (arm := by_family.get(task)) is not None:
             plan = runs.planned(task, arm, data.TASKS[task].jobs, SCENES)
             able = ("retrieval",) if name == "MedFLIP" else data.TASKS[task].jobs
-            assert [each.job for each in plan if each.job] == [*able], name
-            assert {each.config.input.image_size for each in plan} == {64}, name
+            assert [stage.job for stage in plan if stage.job] == [*able], name
+            assert {stage.config.input.image_size for stage in plan} == {64}, name
 
 
 def test_a_staged_system_divides_the_share_of_pretraining():
     arm = arms.Arm((arms.Stage("scenes"), arms.Stage("scenes", 0.125), arms.Stage("scenes", 0.375)))
     plan = runs.planned("scenes", arm, ("vqa",), SCENES)
-    assert [(each.name, each.share) for each in plan] == [
+    assert [(stage.name, stage.share) for stage in plan] == [
         ("0_scenes", 0),
         ("1_scenes", 0.125),
         ("2_scenes", 0.375),
@@ -139,8 +141,8 @@ def test_a_staged_system_divides_the_share_of_pretraining():
     ]
     systems = importlib.import_module("systems").SYSTEMS
     for name, by_family in systems.items():
-        for family, each in by_family.items():
-            assert sum(stage.share for stage in each.before) == pytest.approx(
+        for family, stage in by_family.items():
+            assert sum(stage.share for stage in stage.before) == pytest.approx(
                 arms.SHARES[family]
             ), name
 
@@ -174,8 +176,8 @@ def outcomes(*accuracies):
     ],
 )
 def test_an_ordering_holds_if_it_holds_on_every_seed(above, below, is_gain, expected):
-    found = tables.versus({"a": outcomes(*above), "b": outcomes(*below)}, "a", "b", "vqa_acc")
-    assert paper.verdict(found, is_gain) == expected
+    comparison = tables.versus({"a": outcomes(*above), "b": outcomes(*below)}, "a", "b", "vqa_acc")
+    assert paper.verdict(comparison, is_gain) == expected
 
 
 PART = paper.Part(
@@ -197,19 +199,22 @@ BUDGETS = {
 
 
 def test_findings_describe_all_budgets():
-    found = paper.findings(PART, "pairs", BUDGETS)
-    assert [str(each) for each in found] == [
-        "Holds: a above b in questions (paper: +0.3 points). 100 pairs: +0.000 over 2 seeds, within the spread of the seeds. "
+    findings = paper.findings(PART, "pairs", BUDGETS)
+    assert [str(finding) for finding in findings] == [
+        "Holds: a above b in questions (paper: +0.3 points). 100 pairs: +0.000 over 2 seeds, "
+        "within the spread of the seeds. "
         "400 pairs: +0.200 ! over 2 seeds, holds.",
         "Does not hold: a above c in questions. 400 pairs: -0.200 ! over 2 seeds.",
         "Does not hold: c not above b in questions. 400 pairs: +0.400 ! over 2 seeds.",
     ]
-    assert paper.how_many(found) == "3 orderings: 1 × holds, 2 × does not hold."
+    assert paper.how_many(findings) == "3 orderings: 1 × holds, 2 × does not hold."
 
 
 def test_a_page_has_the_papers_numbers_and_a_line_over_its_axis():
-    found = paper.section(PART, "scenes", "pairs", BUDGETS, paper.findings(PART, "pairs", BUDGETS))
-    page = tables.page([found], "Title", "A note")
+    section = paper.section(
+        PART, "scenes", "pairs", BUDGETS, paper.findings(PART, "pairs", BUDGETS)
+    )
+    page = tables.page([section], "Title", "A note")
     assert "Table 0 · scenes · equal pairs" in page
     assert "<td>0.550 (0.500–0.600)</td><td>77.3 %</td>" in page
     charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
@@ -246,15 +251,16 @@ def test_flags_override_the_budgets_and_rows_of_the_parts(tmp_path, capsys):
         (cell.arm, cell.seed, cell.budget, cell.jobs)
         for cell in paper.cells_of(table, first, "pairs", usual)
     ] == [(arm, seed, 100, ["vqa"]) for seed in (0, 1, 2) for arm in ("EVE", "words")]
-    given = paper.arguments(
+    options = paper.arguments(
         table, [*out, "--seeds", "0", "1", "--pairs", "64", "128", "--arms", "EVE"]
     )
     cells = [
-        (cell.seed, cell.budget, cell.unit) for cell in paper.cells_of(table, first, "pairs", given)
+        (cell.seed, cell.budget, cell.unit)
+        for cell in paper.cells_of(table, first, "pairs", options)
     ]
     assert cells == [(seed, budget, "pairs") for seed in (0, 1) for budget in (64, 128)]
     assert [cell.budget for cell in paper.cells_of(table, second, "core-seconds", usual)] == [5] * 6
-    assert paper.cells_of(table, second, "core-seconds", given) == []
+    assert paper.cells_of(table, second, "core-seconds", options) == []
     with pytest.raises(SystemExit):
         paper.arguments(table, ["--pairs", "0"])
     assert "--pairs" in capsys.readouterr().err

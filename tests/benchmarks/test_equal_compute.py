@@ -58,7 +58,9 @@ def images(tmp_path):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
             tmp_path / f"{number}.png"
         )
-    rows = [{"image": f"{number}.png", "captions": given} for number, given in enumerate(names)]
+    rows = [
+        {"image": f"{number}.png", "captions": captions} for number, captions in enumerate(names)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path, names
 
@@ -69,7 +71,7 @@ def images(tmp_path):
 def cell_of(tmp_path, arm, jobs=("vqa",), budget=100.0, seconds=0.5, rows=SCENES):
     plan = runs.planned("scenes", arm, jobs, rows)
     (tmp_path / "probe.json").write_text(
-        json.dumps({each.key: [9 * seconds, seconds, seconds / 9] for each in plan})
+        json.dumps({stage.key: [9 * seconds, seconds, seconds / 9] for stage in plan})
     )
     return runs.Cell("an arm", "scenes", budget, 3, "val", tmp_path, rows, plan)
 
@@ -77,7 +79,7 @@ def cell_of(tmp_path, arm, jobs=("vqa",), budget=100.0, seconds=0.5, rows=SCENES
 def test_stages_share_the_budget_and_fine_tuning_gets_the_rest(tmp_path):
     arm = arms.Arm((arms.Stage("scenes", 0.25, "--train.batch-size 16"),))
     cell = cell_of(tmp_path, arm, ("vqa", "nlvr2"))
-    assert [each.share for each in cell.plan] == [0.25, 0.75, 0.75]
+    assert [stage.share for stage in cell.plan] == [0.25, 0.75, 0.75]
     steps = {
         stage["run"]: (stage["steps"], stage["batch"])
         for job in cell.jobs
@@ -144,9 +146,9 @@ def test_every_arm_can_be_run(arm):
     for family, every_job in {(task.family, task.jobs) for task in data.TASKS.values()}:
         if (entry := arms.ARMS[arm].get(family)) is not None:
             jobs = ("retrieval",) if entry.is_open_clip else every_job
-            assert [each.job for each in runs.planned(family, entry, jobs, SCENES) if each.job] == [
-                *jobs
-            ], family
+            assert [
+                stage.job for stage in runs.planned(family, entry, jobs, SCENES) if stage.job
+            ] == [*jobs], family
 
 
 def test_results_of_other_settings_are_refused(tmp_path):
@@ -155,26 +157,27 @@ def test_results_of_other_settings_are_refused(tmp_path):
     cell.folder.mkdir(parents=True)
     cell.keep("vqa", [50.0, 49.0], [3200, 3200], {"vqa_acc": 0.5}, {})
     assert cell.result("vqa")["numbers"] == {"vqa_acc": 0.5}
-    other = cell_of(tmp_path, arms.Arm((arms.Stage("scenes", 0.5, "--train.lr 1"),)))
+    other_cell = cell_of(tmp_path, arms.Arm((arms.Stage("scenes", 0.5, "--train.lr 1"),)))
     with pytest.raises(UserError, match="trained with other settings"):
-        other.result("vqa")
+        other_cell.result("vqa")
 
 
 def test_a_tiny_arm_from_its_stages_to_its_page(images, quick_spawn):
     folder, names = images
     rows = str(folder / "rows.jsonl")
-    given = data.Data(train=rows, val=rows, read={"val": {"": rows, "_seen": rows}})
+    tiny_data = data.Data(train=rows, val=rows, read={"val": {"": rows, "_seen": rows}})
     few = "--train.batch-size 16"
     arm = arms.Arm(
         (arms.Stage("tiny", 0.5),),
         {"retrieval": arms.Stage("search_small", flags=few)},
     )
-    plan = runs.planned("emoji", arm, ("retrieval",), given)
+    plan = runs.planned("emoji", arm, ("retrieval",), tiny_data)
     (folder / "probe.json").write_text(
-        json.dumps(runs.probe({each.key: each.config for each in plan}, rounds=1))
+        json.dumps(runs.probe({stage.key: stage.config for stage in plan}, rounds=1))
     )
     cells = [
-        runs.Cell("tiny", "emoji", budget, 0, "val", folder, given, plan) for budget in (0.2, 0.4)
+        runs.Cell("tiny", "emoji", budget, 0, "val", folder, tiny_data, plan)
+        for budget in (0.2, 0.4)
     ]
     for cell in cells:
         assert cell.cost() == cell.budget
@@ -184,44 +187,46 @@ def test_a_tiny_arm_from_its_stages_to_its_page(images, quick_spawn):
     cells[0].do()  # all done
     assert cells[0].file("retrieval").stat().st_mtime_ns == before
     flags = f"{few} --train.lr 1e-4"
-    other = runs.planned(
+    other_cell = runs.planned(
         "emoji",
         arms.Arm(arm.before, {"retrieval": arms.Stage("search_small", 0, flags)}),
         ("retrieval",),
-        given,
+        tiny_data,
     )
     seconds = runs.known_seconds(folder)
     (folder / "probe.json").write_text(
-        json.dumps({each.key: [seconds[old.key]] for each, old in zip(other, plan, strict=True)})
+        json.dumps(
+            {stage.key: [seconds[old.key]] for stage, old in zip(other_cell, plan, strict=True)}
+        )
     )
     with pytest.raises(
         UserError, match=r"other values: train\.lr"
     ):  # a run of another recipe is not evaluated
-        dataclasses.replace(cells[0], on="test", plan=other).do()
+        dataclasses.replace(cells[0], on="test", plan=other_cell).do()
     steps = {key: [value / 3] for key, value in seconds.items()}
     (folder / "probe.json").write_text(json.dumps(steps))
     with pytest.raises(UserError, match=r"holds a run of .* steps, not"):
         dataclasses.replace(cells[0], on="test").do()
     (folder / "probe.json").write_text(json.dumps({key: [value] for key, value in seconds.items()}))
-    found = tables.collect(cells)
-    outcomes = [outcome for of_arm in found["emoji"].values() for outcome in of_arm["tiny"]]
+    collected = tables.collect(cells)
+    outcomes = [outcome for of_arm in collected["emoji"].values() for outcome in of_arm["tiny"]]
     for outcome in outcomes:
         assert outcome.numbers["tr1"].n == len(names)
         assert statistics.fmean(outcome.rows["tr1_seen"].values()) == outcome.numbers["tr1"]
         assert all(seconds > 0 for seconds in outcome.core_seconds["retrieval"])
-    page = tables.page(tables.sections(found), "Title", "A note")
+    page = tables.page(tables.sections(collected), "Title", "A note")
     assert "tr1, n 8" in page and "nothing about medicine" not in page
     chance = 9 / 5 / 8  # nine pairs of eight images and five names
     assert outcomes[0].image_ablated["tr1"] == (pytest.approx(chance), "chance")
     assert (
-        f'<th scope="row">without the image</th><td>–</td><td>–</td><td>–</td><td>{chance:.3f} (chance)</td>'
-        in page
+        '<th scope="row">without the image</th><td>–</td><td>–</td><td>–</td>'
+        f"<td>{chance:.3f} (chance)</td>" in page
     )
     assert "nothing about medicine" in tables.page(
-        tables.sections({"phantoms": found["emoji"]}), "Title", "A note"
+        tables.sections({"phantoms": collected["emoji"]}), "Title", "A note"
     )
     assert ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6]).tag == "svg"
-    json.dumps(tables.to_json(found))
+    json.dumps(tables.to_json(collected))
 
 
 # Tables
@@ -274,13 +279,16 @@ def test_the_best_image_ablated_baseline_is_the_last_line():
 
 
 def test_a_difference_is_marked_if_every_seed_of_one_arm_is_better():
-    found = {
+    collected = {
         "a": outcomes(0.5, 0.6),
         "b": outcomes(0.4, 0.45),
         "c": outcomes(0.55, 0.3),
         "d": outcomes(0.1),
     }
-    by_pair = {(each.arm, each.other): each for each in tables.comparisons(found)}
+    by_pair = {
+        (comparison.arm, comparison.other): comparison
+        for comparison in tables.comparisons(collected)
+    }
     assert len(by_pair) == 6
     assert by_pair["a", "b"].is_beyond
     assert by_pair["a", "b"].difference == pytest.approx(0.125)
@@ -295,8 +303,8 @@ def test_a_difference_is_marked_if_every_seed_of_one_arm_is_better():
 
 def test_differences_have_intervals_over_rows():
     right, wrong = ({f"tr1 {row}": float(value) for row in range(100)} for value in (1, 0))
-    found = {"a": outcomes(1.0, rows=right), "b": outcomes(0.0, rows=wrong)}
-    low, high = tables.versus(found, "a", "b", "tr1").interval
+    collected = {"a": outcomes(1.0, rows=right), "b": outcomes(0.0, rows=wrong)}
+    low, high = tables.versus(collected, "a", "b", "tr1").interval
     assert 0.9 < low <= 1 <= high
     rows = {"tr1 x": 1.0, "ir1 x": 0.0, "_seentr1 x": 0.5}
     assert tables.rows_of("tr1", rows) == {"tr1 x": 1.0}
@@ -332,7 +340,7 @@ def test_features_are_evaluated_like_a_slow_loop(images):
         for num in (len(names), len(search.texts))
     )
     numbers, _ = open_clip.numbers_of(search, images.numpy(), texts.numpy())
-    is_true = [[text in given for text in search.texts] for given in names]
+    is_true = [[text in captions for text in search.texts] for captions in names]
     for k in (1, 5, 10):
         assert numbers[f"tr{k}"] == recall(images @ texts.T, is_true, k)
         assert numbers[f"ir{k}"] == recall(texts @ images.T, list(zip(*is_true, strict=True)), k)
@@ -344,9 +352,9 @@ def test_open_clip_is_evaluated_on_the_rows_of_our_runs(images):
     config = config_for(folder)
     search = open_clip.searched(str(folder / "rows.jsonl"), config)
     task = Retrieval(config, Sizes(vocab_size=search.tokenizer.vocab_size)).eval()
-    found = gather_gallery(task, eval_loader(search, rank=0, world=1))
+    gallery = gather_gallery(task, eval_loader(search, rank=0, world=1))
     numbers, rows = open_clip.numbers_of(
-        search, found.image_Id.detach().numpy(), found.caption_Td.detach().numpy()
+        search, gallery.image_Id.detach().numpy(), gallery.caption_Td.detach().numpy()
     )
     ours = evaluator_of(task).evaluate_with_rows(eval_loader(search, rank=0, world=1))
     assert rows == ours.row_scores
@@ -394,9 +402,9 @@ def test_open_clip_crops_are_boxes_of_the_image():
     assert torch.equal(whole, pixels / 127.5 - 1)
     may = np.ones(4, bool)
     mirrored = script.cropped(pixels, (1.0, 1.0), np.random.default_rng(0), may)
-    assert {bool(torch.equal(each, whole[0])) for each in mirrored} <= {True, False}
+    assert {bool(torch.equal(image, whole[0])) for image in mirrored} <= {True, False}
     assert all(
-        torch.equal(each, whole[0]) or torch.equal(each, whole[0].flip(2)) for each in mirrored
+        torch.equal(image, whole[0]) or torch.equal(image, whole[0].flip(2)) for image in mirrored
     )
     crops = script.cropped(pixels, (0.5, 0.5), np.random.default_rng(0), ~may)
     step = (
@@ -414,8 +422,8 @@ class Draws:
     numbers: np.ndarray
 
     def random(self, num: int) -> np.ndarray:
-        found, self.numbers = np.split(self.numbers, [num])
-        return found
+        drawn, self.numbers = np.split(self.numbers, [num])
+        return drawn
 
 
 @pytest.mark.parametrize("name", ["random_ink", "strokes", "ink_strokes"])
@@ -428,11 +436,11 @@ def test_open_clip_augments_as_we_do(name: str):
     pixels[torch.rand(200, generator=random) < 0.5, :, 1:6, 1:6] = 0
     before = pixels.clone()
     draws = np.concatenate(np.random.default_rng(0).random((2, 200, 5)), axis=1)
-    found = script.AUGMENTATIONS[name](pixels, np.random.default_rng(0))
-    for image, numbers, new in zip(pixels, draws, found, strict=True):
+    augmented = script.AUGMENTATIONS[name](pixels, np.random.default_rng(0))
+    for image, numbers, new in zip(pixels, draws, augmented, strict=True):
         assert torch.equal(new, augment(image, name, Draws(numbers)))  # pyright: ignore[reportArgumentType]
     assert torch.equal(pixels, before)
-    same = (found == pixels).flatten(1).all(1).float().mean()
+    same = (augmented == pixels).flatten(1).all(1).float().mean()
     least, most = (0.3, 0.7) if name == "random_ink" else (0, 0.3)
     assert least <= same < most
     assert torch.equal(script.AUGMENTATIONS["none"](pixels, np.random.default_rng(0)), pixels)
@@ -475,15 +483,15 @@ def test_an_unseen_style_and_its_concepts_are_not_in_training(tmp_path):
             for vendor in ("noto", "twemoji", "fluent-emoji-flat")
         ]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = data.emoji_style(tmp_path, tmp_path / "made")
+    style = data.emoji_style(tmp_path, tmp_path / "made")
 
     def shown(path):
         return [json.loads(line)["image"] for line in Path(path).read_text().splitlines()]
 
-    assert shown(found.train) == ["train_noto.png", "train_fluent-emoji-flat.png"]
-    assert shown(found.read["test"][""]) == ["test_concepts_twemoji.png"]
-    assert shown(found.read["test"]["_seen"]) == ["train_twemoji.png"]
-    assert found.root == tmp_path
+    assert shown(style.train) == ["train_noto.png", "train_fluent-emoji-flat.png"]
+    assert shown(style.read["test"][""]) == ["test_concepts_twemoji.png"]
+    assert shown(style.read["test"]["_seen"]) == ["train_twemoji.png"]
+    assert style.root == tmp_path
 
 
 def test_cells_follow_the_flags_and_tuning_tries_each_setting_of_open_clip(tmp_path, capsys):
@@ -548,8 +556,8 @@ def test_dots_lie_at_means_and_strokes_between_the_least_and_the_largest():
         "x", [("a", [0.2, 0.4]), ("b", [0.6])], show=tables.percent, level=("guess", 0.1)
     )
     ticks = [float(place) for place in re.findall(r'class="grid" x1="([\d.]+)"', chart)]
-    shown = [float(share) / 100 for share in re.findall(r">([\d.]+) %</text>", chart)]
-    (first, a), (last, b) = zip(shown[:: len(shown) - 1], ticks[:: len(ticks) - 1], strict=True)
+    shares = [float(share) / 100 for share in re.findall(r">([\d.]+) %</text>", chart)]
+    (first, a), (last, b) = zip(shares[:: len(shares) - 1], ticks[:: len(ticks) - 1], strict=True)
     value = lambda place: first + (last - first) * (float(place) - a) / (b - a)  # noqa: E731
     assert [
         value(x) for x in re.findall(r'<circle class="c0" cx="([\d.]+)"', chart)

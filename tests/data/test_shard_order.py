@@ -89,6 +89,9 @@ def test_a_split_takes_one_shard_at_least_and_not_far_too_much(store: Store):
     sources = open_sources([spec], config_of(spec, order="shards").data, 16)
     splits = held_out_split(sources, ["shards"], 0.17, by_shards=True)
     assert [len(splits.train[0]), len(splits.val[0])] == [2 * NUM, NUM]
-    too_much = "^shards: held-out takes whole shards .*, 33.3% of its rows instead of 2.0%; give --data.val, "
+    too_much = (
+        "^shards: held-out takes whole shards .*, 33.3% of its rows instead of 2.0%; "
+        "give --data.val, "
+    )
     with pytest.raises(UserError, match=too_much):
         held_out_split(sources, ["shards"], 0.02, by_shards=True)

@@ -46,7 +46,9 @@ def little():
         "[eve_vl.recipes]\nlittle = made_up:little\n[eve_vl.readers]\nhaiku = made_up:Haiku\n"
     ),
     "broken-2.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: broken\nVersion: 2.0\n",
-    "broken-2.0.dist-info/entry_points.txt": "[eve_vl.recipes]\nbig = nowhere:big\n[eve_vl.tasks]\nguess = nowhere:Guess\n",
+    "broken-2.0.dist-info/entry_points.txt": (
+        "[eve_vl.recipes]\nbig = nowhere:big\n[eve_vl.tasks]\nguess = nowhere:Guess\n"
+    ),
 }
 
 

@@ -71,7 +71,8 @@ def test_numbers_stand_side_by_side(folder: Path, page: Page):
         line = name
         for values in metrics:
             bounds = values["certainty"][name]
-            low, high = number(bounds["low"]), number(bounds["high"])
+            low = number(bounds["low"])
+            high = number(bounds["high"])
             line += f"{number(values[name])}{low}to{high},n{bounds['n']}"
         assert line in page.text.replace(" ", "")
 

@@ -200,8 +200,8 @@ def test_a_start_says_what_of_the_encoder_is_new(tmp_path: Path):
     layers = [f"{layer}.{kind}" for layer in ("fc1", "fc2") for kind in ("weight", "bias")]
     assert set(new) == {f"encoder.blocks.{block}.ffn.{name}" for block in (1, 2) for name in layers}
     assert (
-        note
-        == f"weights from {init}; new, at 1 × the learning rate: encoder.blocks; not used: encoder.blocks"
+        note == f"weights from {init}; new, at 1 × the learning rate: encoder.blocks; "
+        "not used: encoder.blocks"
     )
     with pytest.raises(UserError, match=r"its encoder does not fit this model"):
         start_from(
@@ -221,7 +221,10 @@ def test_a_pattern_that_matches_nothing_is_an_error():
     task = build(tiny_config(task=VQAConfig()))
     source = weights(PRETRAINED)
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-    words = r"^init_allow_missing: 'encoder\.norm\.wait' matches no parameter; the nearest: 'encoder\.norm\.weight', "
+    words = (
+        r"^init_allow_missing: 'encoder\.norm\.wait' matches no parameter; "
+        r"the nearest: 'encoder\.norm\.weight', "
+    )
     with pytest.raises(UserError, match=words):
         transfer(source, task, "run", ("encoder.blocks.*", "encoder.norm.wait"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
@@ -231,7 +234,8 @@ def test_a_pattern_that_matches_nothing_is_an_error():
 def test_a_pattern_of_nothing_in_the_encoder_is_told_in_one_short_line(pattern):
     with pytest.raises(
         UserError,
-        match=rf"^init_allow_missing: '{re.escape(pattern)}' matches no parameter; the nearest: 'enc",
+        match=rf"^init_allow_missing: '{re.escape(pattern)}' matches no parameter; "
+        "the nearest: 'enc",
     ) as caught:
         transfer(weights(PRETRAINED), build(tiny_config(task=VQAConfig())), "run", (pattern,))
     assert len(str(caught.value)) < 300

@@ -20,6 +20,7 @@ from helpers.plan_runs import ALONE, TOGETHER, config_of, measure
 from helpers.shard_worlds import in_world
 
 WORLD = 2
+TORCHRUN = "torchrun --nnodes 2 --node-rank N --master-addr HOST --nproc-per-node 2"
 
 
 def test_memory_is_that_of_real_processes(tmp_path: Path):
@@ -48,7 +49,7 @@ def test_fewest_micro_batches_that_fit_are_chosen(shift):
         *(("replicate", 1, 4), ("shard", 1, 4)),
         *(("replicate, recomputed", 1, 4), ("shard, recomputed", 1, 4)),
     ]
-    launch = "torchrun --nnodes 2 --node-rank N --master-addr HOST --nproc-per-node 2 -m eve_vl pretrain demo"
+    launch = f"{TORCHRUN} -m eve_vl pretrain demo"
     assert command("demo", config, config, whole) == launch
     limit = sum(whole[1].memory.values())
     chosen = {layout.name: layout for layout in plan(config, 4, 2, limit + shift)}
@@ -101,7 +102,7 @@ def test_the_verb_prints_a_table_and_a_command(tmp_path: Path, capsys):
     ]
     main([*words, "--json", str(tmp_path / "plan.json")])
     printed = capsys.readouterr().out
-    launch = "torchrun --nnodes 2 --node-rank N --master-addr HOST --nproc-per-node 2 -m eve_vl pretrain tiny"
+    launch = f"{TORCHRUN} -m eve_vl pretrain tiny"
     assert f"{launch} --train.batch-size 8" in " ".join(printed.split())
     assert all(
         kind in printed for kind in ("GiB of memory per GPU", "activations", "GB sent by a machine")

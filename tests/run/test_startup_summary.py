@@ -217,7 +217,10 @@ def test_a_run_may_become_longer():
     before, now = (
         with_train(lr=1e-3, steps=steps, warmup=0.0, schedule="linear") for steps in (10, 20)
     )
-    text = "the learning rate follows the schedule of 20 steps from here on: at step 10 it goes from 0 to 0.0005"
+    text = (
+        "the learning rate follows the schedule of 20 steps from here on: "
+        "at step 10 it goes from 0 to 0.0005"
+    )
     assert changes(before, now, 10) == ([], ["train.steps 10 → 20", text])
     refused, _ = changes(now, before, 11)
     assert refused == ["train.steps 10, below step 11, which it has reached"]

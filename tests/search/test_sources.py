@@ -39,7 +39,7 @@ def test_rows_about_one_image_are_one_image(model, photos, tmp_path):
     assert hits["01.png"].images == (str(photos / "old" / "01.png"), f"{shard}:0001")
     pixels = index.image(hits["shard.tar:0005"].id).whole()
     np.testing.assert_array_equal(pixels, noise(5, 20, 30))
-    assert model.index(shard, tmp_path / "index").changes.kept == 6
+    assert model.index(shard, tmp_path / "index").changes.unchanged == 6
 
 
 def test_rows_of_files_with_the_same_name_are_different_images(model, tmp_path):
@@ -65,7 +65,7 @@ def test_rows_of_files_with_the_same_name_are_different_images(model, tmp_path):
     assert hits[names[5]].captions == ("red 1 1",)
     hits_in_folder = index.search("red", folder=tmp_path / "parts" / "d1")
     assert sorted(hit.name for hit in hits_in_folder) == names[4:7]
-    assert model.index((), tmp_path / "index").changes.kept == 6
+    assert model.index((), tmp_path / "index").changes.unchanged == 6
 
 
 def test_image_of_several_sources_counts_once(eve, model, run, photos, tmp_path):
@@ -81,7 +81,7 @@ def test_image_of_several_sources_counts_once(eve, model, run, photos, tmp_path)
     assert f"index: {summary}\n" in output
     index = model.index((), tmp_path / "index")
     changes = index.changes
-    assert (changes.new, changes.changed, changes.gone, changes.kept) == (0, 0, 0, 21)
+    assert (changes.new, changes.changed, changes.gone, changes.unchanged) == (0, 0, 0, 21)
     assert index.counts() == {"images": 21, "distinct": 20, "near": 0, "captions": 15, "broken": 1}
     hits = index.search("red", top=50)
     assert len(hits) == 20

@@ -65,7 +65,7 @@ def test_updated_index_equals_new_one(model, photos, tmp_path, monkeypatch):
     encoded = count_encoded(model, monkeypatch)
     changes = model.index((), folder).changes
     assert sum(encoded) == 2
-    assert (changes.new, changes.changed, changes.gone, changes.kept) == (2, 1, 2, 17)
+    assert (changes.new, changes.changed, changes.gone, changes.unchanged) == (2, 1, 2, 17)
     model.index(photos, tmp_path / "again")
     assert_same_index(folder, tmp_path / "again")
 
@@ -86,7 +86,7 @@ def test_reading_options_are_remembered_in_any_folder(model, photos, tmp_path, m
     index = model.index("tables/table.jsonl", "index", image_root=Path("photos"), **columns)
     assert index.counts() == {"images": 8, "distinct": 8, "near": 0, "captions": 8, "broken": 0}
     monkeypatch.chdir(tmp_path / "tables")
-    assert model.index((), tmp_path / "index").changes.kept == 8
+    assert model.index((), tmp_path / "index").changes.unchanged == 8
     with pytest.raises(UserError, match="has no column 'foto'"):
         model.index(table, tmp_path / "index", image_column="foto")
     with pytest.raises(UserError, match="batch_size 0 is not positive"):
@@ -104,7 +104,7 @@ def test_only_changed_files_are_read_and_only_other_bytes_decoded(
     assert read == []
     for name in ("05.png", "06.png"):
         (photos / "old" / name).touch()
-    assert model.index((), tmp_path / "index").changes.kept == 20
+    assert model.index((), tmp_path / "index").changes.unchanged == 20
     assert len(read) == 2
     model.index((), tmp_path / "index")
     assert len(read) == 2
@@ -230,7 +230,7 @@ def test_broken_files_are_listed_and_tried_again_when_they_change(model, photos,
     write_image(broken[1], 1)
     index = model.index((), tmp_path / "index")
     assert list(index.changes.broken) == [str(broken[0]), str(broken[2])]
-    assert (index.changes.new, index.changes.kept) == (1, 217)
+    assert (index.changes.new, index.changes.unchanged) == (1, 217)
 
 
 def test_unreadable_folder_is_not_taken_for_deleted(model, photos, tmp_path, monkeypatch):
@@ -251,7 +251,7 @@ def test_unreadable_folder_is_not_taken_for_deleted(model, photos, tmp_path, mon
         model.index((), tmp_path / "index")
     monkeypatch.undo()
     assert read_index(tmp_path / "index") == before
-    assert model.index((), tmp_path / "index").changes.kept == 20
+    assert model.index((), tmp_path / "index").changes.unchanged == 20
 
 
 def test_image_stays_without_its_unreadable_captions(eve, run, model, photos, tmp_path):
@@ -290,7 +290,7 @@ def test_names_that_are_not_utf8_are_refused(model, photos, tmp_path):
     index = model.index(photos, tmp_path / "index")
     assert list(index.changes.broken.values()) == ["the name of its file is not UTF-8; rename it"]
     assert len(index) == 21
-    assert model.index((), tmp_path / "index").changes.kept == 21
+    assert model.index((), tmp_path / "index").changes.unchanged == 21
     folder = tmp_path / os.fsdecode(b"\xff")
     write_image(folder / "1.png", 1)
     with pytest.raises(UserError, match="its name is not UTF-8, which an index cannot hold"):

@@ -97,7 +97,8 @@ class ContrastMatchConfig(MaskedSignalConfig, ContrastOptions):
             and getattr(model, "stem", "") == "conv"
         ):
             problems.append(
-                "itc_masked_image with model.stem conv, which must see whole images during training "
+                "itc_masked_image with model.stem conv, which must see whole images during "
+                "training "
                 "too: set task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
             )
         return problems

