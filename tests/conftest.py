@@ -37,9 +37,8 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
-
-os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 Completed = subprocess.CompletedProcess[str]
 

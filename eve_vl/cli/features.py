@@ -90,8 +90,14 @@ def run_features(args: FeaturesArgs) -> None:
             "nothing to encode: name images, folders or tables, "
             "or texts with --texts, tables with --texts-of"
         )
-    if args.out.suffix.lower() in FILE_ENDINGS:
+    ending = args.out.suffix
+    if ending.lower() in FILE_ENDINGS:
         _write_file(args)
+    elif ending and not args.out.is_dir():
+        raise UserError(
+            f"{args.out}: cannot write features with the ending {ending!r}; name it .npz or "
+            ".safetensors, or name a folder for Parquet parts"
+        )
     else:
         _write_parts(args)
 

@@ -72,8 +72,8 @@ def _learn(plan: "Plan") -> int:
     if plan.stages:
         num_done = sum(stage.is_done for stage in plan.stages.values())
         print_line(
-            f"resuming {plan.out}: {num_done} of at least {len(plan.stages)} runs are done, "
-            f"{time_text(plan.spent_before)} spent"
+            f"resuming {plan.request.out}: {num_done} of at least {len(plan.stages)} runs are "
+            f"done, {time_text(plan.spent_before)} spent"
         )
     status = 0
     try:

@@ -65,10 +65,11 @@ class OrderedRun(Frozen):
 
 def run_runs(args: RunsArgs) -> None:
     """List runs with data, steps, cost and numbers: eve runs [FOLDER …]."""
+    from eve_vl.interop.run_names import path_of
     from eve_vl.metrics.intervals import to_json
     from eve_vl.report.find_runs import find_runs
 
-    paths = find_runs(args.folders)
+    paths = find_runs([path_of(folder) for folder in args.folders])
     runs: list[OrderedRun] = []
     broken = {}
     for path in progress(paths, "reading runs", len(paths)):

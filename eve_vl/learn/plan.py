@@ -161,4 +161,4 @@ def read_decisions(file: Path) -> Decisions:
     if has_fields(values, request=dict, seconds=float, spent=float, lines=list):
         with contextlib.suppress(KeyError, TypeError, AttributeError):
             return Decisions.from_json(values)
-    raise UserError(f"{file}: is no plan of eve learn; choose another --out")
+    raise UserError(f"{file}: is no plan of this version of eve learn; choose another --out")

@@ -6,16 +6,15 @@ SIZES = (64, 96)  # sides of inputs, in pixels; the first is that of BUNDLED
 # names of stages
 AS_IT_IS = "bundled, as it is"  # BUNDLED without training
 BASE = "bundled"  # the first pilot
-MASKED = (
-    "masked"  # pre-training by masked prediction, for the pilots that do not start from BUNDLED
-)
+# pre-training by masked prediction, for the pilots that do not start from BUNDLED
+MASKED = "masked"
 FINAL = "final"
 
 NUM_TIMED_STEPS = 4
 MIN_STEPS = 20  # of a pilot
 EPOCHS = 8  # at least, of each final run where there are several
 MAX_FINAL_RUNS = 8  # that are planned at once
-FROM_SCRATCH_LR = 1e-3  # learning rate of a search that does not start from BUNDLED
+LR_WITHOUT_BUNDLED = 1e-3  # learning rate of a search that does not start from BUNDLED
 
 PILOT_SHARE = 0.3  # of the time for training: all pilots
 FINAL_SHARE = 0.5  # of the time after the first pilot: the final run, at least

@@ -102,5 +102,5 @@ def _training_options(plan: Plan, name: str, batch_size: int) -> dict[str, Any]:
     if name == settings.FINAL:
         options["val_every"] = max(1, steps // 5)
     if plan.is_search and stage.start not in (None, settings.BUNDLED):
-        options["lr"] = settings.FROM_SCRATCH_LR
+        options["lr"] = settings.LR_WITHOUT_BUNDLED
     return options

@@ -66,7 +66,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int, watcher: JobWatcher) -> None:
     """Run jobs in processes, `at_once` at a time, in the given order as far as they may start.
 
     A signal to stop (Ctrl-C), or a failure that `watcher` does not accept, makes all running jobs
-    save their state and end. Raises StoppedError after a signal, and UserError after a failure.
+    save their state and end. A job that waits for a failed one, or for files that no job wrote, is
+    left out. Raises StoppedError after a signal, and UserError after a failure.
     """
     start_fork_server(sorted({job.function.__module__ for job in jobs}))
     with stop_signals() as signals:
@@ -92,7 +93,10 @@ def _run_all(
     running: list["JobProcess"],
     signals: Collection[int],
 ) -> None:
-    """Run jobs until all have ended or a signal has arrived; `running` has those that run."""
+    """Run jobs until all have ended or none may start, or a signal has arrived.
+
+    running: has those that run.
+    """
     waiting = list(jobs)
     succeeded: set[str] = set()
     while (waiting or running) and not signals:
@@ -102,6 +106,8 @@ def _run_all(
             running.append(JobProcess(job))
             watcher.started(job)
 
+        if not running:  # the rest waits for what will never be there
+            return
         wait_for_any(running)
         if signals:  # which may have ended jobs as well
             return

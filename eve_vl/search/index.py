@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from eve_vl.predict.inputs import UserImage
-from eve_vl.predict.user_images import ImageLike
+from eve_vl.predict.user_images import ImageLike, UserImage
 from eve_vl.run.run_lock import locked
 from eve_vl.search.cells import update_cells
 from eve_vl.search.database import Database

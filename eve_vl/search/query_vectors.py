@@ -13,8 +13,9 @@ import torch
 
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.predict.batching import chunked
-from eve_vl.predict.inputs import is_source, user_image, user_text
-from eve_vl.predict.user_images import ImageLike
+from eve_vl.predict.inputs import is_source
+from eve_vl.predict.user_images import ImageLike, user_image
+from eve_vl.predict.user_texts import user_text
 from eve_vl.search.query import Query
 from eve_vl.search.search_options import SearchOptions
 from eve_vl.utils.errors import UserError

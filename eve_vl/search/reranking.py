@@ -12,8 +12,7 @@ import torch
 
 from eve_vl.config import InputConfig
 from eve_vl.data.image_refs import ImagePixels
-from eve_vl.predict.inputs import UserImage, user_image
-from eve_vl.predict.user_images import ImageLike
+from eve_vl.predict.user_images import ImageLike, UserImage, user_image
 from eve_vl.search.hits import Hit
 from eve_vl.search.query import Query
 from eve_vl.search.search_options import SearchOptions

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from eve_vl.data.decoding import read_image
 from eve_vl.data.image_refs import ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.table import Table
-from eve_vl.predict.inputs import UserImage
+from eve_vl.predict.user_images import UserImage
 from eve_vl.search.database import Database
 from eve_vl.search.pending_images import digest_of
 from eve_vl.search.sources import OpenSource

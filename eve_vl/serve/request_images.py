@@ -14,7 +14,7 @@ from PIL import Image
 from eve_vl.config import InputConfig
 from eve_vl.data.decoding import size_of
 from eve_vl.data.image_refs import ImageBytes, ImagePixels
-from eve_vl.predict.inputs import UserImage
+from eve_vl.predict.user_images import UserImage
 from eve_vl.serve.limits import Limits
 from eve_vl.utils.errors import UserError
 

@@ -59,7 +59,7 @@ class TaskReport:
     """Task of the run."""
 
     def __init__(self, run: Run, evaluate: Callable[..., Evaluated]):
-        """Evaluate: `evaluation.evaluate.evaluated`."""
+        """Take a run and the function that evaluates it, `evaluation.evaluate.evaluated`."""
         self.run = run
         self.task = run.task
         self.evaluate = evaluate

@@ -123,11 +123,6 @@ def exchange(
     return parts
 
 
-def any_process(flag: bool) -> bool:
-    """Return whether the flag is set in any process, without a GPU sync."""
-    return any_process_of_each([flag])[0]
-
-
 def any_process_of_each(flags: Sequence[bool]) -> list[bool]:
     """Return for each flag whether it is set in any process, in one exchange without a GPU sync."""
     if not dist.is_initialized():

@@ -17,8 +17,8 @@ from eve_vl.data.batches import normalize
 from eve_vl.data.kinds.labels import LabeledImages, LabeledRows
 from eve_vl.metrics.intervals import mean, share
 from eve_vl.model.heads import MLPHead
-from eve_vl.predict.inputs import user_image
 from eve_vl.predict.requests import Request, ShownImage
+from eve_vl.predict.user_images import user_image
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.evaluator import Evaluator
 from eve_vl.tasks.predictor import Predictor

@@ -238,6 +238,10 @@ def test_encode_a_folder_and_a_table(eve, folder):
         ),
         (("features", "--run", "vqa"), "nothing to encode"),
         (
+            ("features", "0.png", "--run", "vqa", "--out", "f.pt"),
+            "f.pt: cannot write features with the ending '.pt'; name it .npz or .safetensors",
+        ),
+        (
             ("features", "0.png", "--run", "vqa", "--texts", "a"),
             "--texts and --texts-of have no effect on Parquet parts",
         ),

@@ -24,7 +24,7 @@ from eve_vl.data.batches import normalize, padded
 from eve_vl.data.crops import eval_crop
 from eve_vl.eve import Eve
 from eve_vl.interop import hf
-from eve_vl.predict.inputs import user_image
+from eve_vl.predict.user_images import user_image
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.utils.errors import UserError
 

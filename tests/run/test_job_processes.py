@@ -141,3 +141,15 @@ def test_a_signal_stops_all_after_they_have_saved(tmp_path: Path, stop: signal.S
     sender.join()
     assert error.value.code == 128 + stop
     assert (tmp_path / "saved").exists()
+
+
+def test_jobs_that_wait_for_what_never_comes_are_left_out(tmp_path: Path):
+    jobs = [
+        job_for(fail, UserError("broken"), folder=tmp_path, name="first"),
+        job_for(touch, tmp_path / "second", folder=tmp_path, name="second", after="first"),
+        job_for(touch, tmp_path / "third", folder=tmp_path, name="third", needs=(tmp_path / "no",)),
+    ]
+    watcher = Tolerant()
+    run_jobs(jobs, 2, watcher)
+    assert watcher.names == ["first"]
+    assert [*watcher.errors] == ["first"]

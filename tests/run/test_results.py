@@ -233,3 +233,10 @@ def test_what_cannot_be_compared_is_refused(arms, eve, tmp_path: Path):
     done = eve("evaluate", "retrieval", *arms.values(), "--data", data, "--predictions", "p.json")
     assert "name a single run" in complaint(done)
     assert "needs at least one path" in eve("evaluate", "retrieval", "--data", data).stderr
+
+
+def test_a_run_of_the_package_is_listed_by_its_name(eve, tmp_path: Path):
+    done = eve("runs", "builtin:drawings", "--json", "runs.json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert row["task"] == "retrieval"

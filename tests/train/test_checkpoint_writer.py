@@ -89,7 +89,7 @@ def writer_of(folder: Path) -> CheckpointWriter:
 
 def finish_if_written(writer: CheckpointWriter) -> None:
     """Put a checkpoint in place as the training loop does after each step."""
-    if not processes.any_process(writer.is_writing):
+    if not any(processes.any_process_of_each([writer.is_writing])):
         writer.finish()
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from eve_vl.predict.batching import in_batches
-from eve_vl.predict.heatmap import CLS, Evidence, Heatmap, heatmap
-from eve_vl.predict.inputs import UserImage, user_image
+from eve_vl.predict.gradcam import Evidence
+from eve_vl.predict.heatmap import CLS, Heatmap, heatmap
 from eve_vl.predict.requests import Explain
-from eve_vl.predict.user_images import user_images
+from eve_vl.predict.user_images import UserImage, user_image, user_images
 from eve_vl.predict.user_texts import user_texts
 from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.tasks.classification.requests import Classify

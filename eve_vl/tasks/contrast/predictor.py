@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from eve_vl.data.batches import normalize
-from eve_vl.predict.batching import chunked, in_batches
-from eve_vl.predict.heatmap import Evidence
-from eve_vl.predict.inputs import UserImage, as_several
-from eve_vl.predict.user_images import user_images
+from eve_vl.predict.batching import as_several, chunked, in_batches
+from eve_vl.predict.gradcam import Evidence
+from eve_vl.predict.user_images import UserImage, user_images
 from eve_vl.predict.user_texts import user_texts
 from eve_vl.tasks.contrast.prompt_scorer import ClassScore, PromptScorer
 from eve_vl.tasks.contrast.prompts import read_prompts

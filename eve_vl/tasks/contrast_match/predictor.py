@@ -1,7 +1,7 @@
 """The calls of runs pre-trained by contrast and matching."""
 
-from eve_vl.predict.heatmap import Evidence
-from eve_vl.predict.inputs import UserImage
+from eve_vl.predict.gradcam import Evidence
+from eve_vl.predict.user_images import UserImage
 from eve_vl.tasks.contrast.predictor import ContrastPredictor
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.contrast_match.task import ContrastMatch

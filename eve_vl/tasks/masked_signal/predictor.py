@@ -13,10 +13,9 @@ from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.random_streams import generator
 from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.predict.batching import in_batches
-from eve_vl.predict.heatmap import Evidence
-from eve_vl.predict.inputs import UserImage, user_image, user_text
-from eve_vl.predict.user_images import user_images
-from eve_vl.predict.user_texts import user_texts
+from eve_vl.predict.gradcam import Evidence
+from eve_vl.predict.user_images import UserImage, user_image, user_images
+from eve_vl.predict.user_texts import user_text, user_texts
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.masked_signal.requests import FillMask, Reconstruct
 from eve_vl.tasks.predictor import Predictor, best_classes

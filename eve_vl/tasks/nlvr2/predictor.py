@@ -6,9 +6,8 @@ from functools import partial
 import torch
 
 from eve_vl.predict.batching import in_batches
-from eve_vl.predict.heatmap import Evidence
-from eve_vl.predict.inputs import UserImage
-from eve_vl.predict.user_images import user_images
+from eve_vl.predict.gradcam import Evidence
+from eve_vl.predict.user_images import UserImage, user_images
 from eve_vl.predict.user_texts import user_texts
 from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.nlvr2.requests import Verify

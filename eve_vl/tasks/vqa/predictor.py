@@ -7,9 +7,8 @@ from torch import Tensor
 
 from eve_vl.metrics.answer_form import normalize as normalize_answer
 from eve_vl.predict.batching import in_batches
-from eve_vl.predict.heatmap import Evidence
-from eve_vl.predict.inputs import UserImage
-from eve_vl.predict.user_images import user_images
+from eve_vl.predict.gradcam import Evidence
+from eve_vl.predict.user_images import UserImage, user_images
 from eve_vl.predict.user_texts import user_texts
 from eve_vl.tasks.predictor import Predictor, best_classes
 from eve_vl.tasks.vqa.config import VQAConfig

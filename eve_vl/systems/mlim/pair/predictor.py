@@ -6,8 +6,7 @@ from functools import partial
 import torch
 
 from eve_vl.predict.batching import in_batches
-from eve_vl.predict.inputs import UserImage
-from eve_vl.predict.user_images import user_images
+from eve_vl.predict.user_images import UserImage, user_images
 from eve_vl.predict.user_texts import user_texts
 from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.systems.mlim.pair.requests import Same
