@@ -55,11 +55,12 @@ def chosen_by_product(tree: ast.Module) -> Iterator[tuple[int, str]]:
 def vague_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield names of variables and arguments that say nothing about the thing."""
     for node in ast.walk(tree):
-        name = ""
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             name = node.id
         elif isinstance(node, ast.arg):
             name = node.arg
+        else:
+            continue
         if name in VAGUE_NAMES:
             yield node.lineno, f"{name} says nothing; write what it is"
 

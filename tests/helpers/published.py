@@ -76,7 +76,8 @@ def transformers_model(kind: str) -> Any:
         return _shaken(ViTModel(ViTConfig(**sizes)))
     if kind == "vit with a head":
         return _shaken(ViTForImageClassification(ViTConfig(**sizes)))
-    positions = {"use_absolute_position_embeddings": True, "use_mean_pooling": False}
+    positions: dict[str, Any] = {"use_absolute_position_embeddings": True}
+    positions["use_mean_pooling"] = False
     return _shaken(BeitModel(BeitConfig(**sizes, **positions)))
 
 

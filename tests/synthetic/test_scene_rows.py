@@ -96,7 +96,10 @@ def test_written_scenes_are_read_as_those_that_were_drawn(
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: scenes as {layout}\n"
     file_rows = open_source(str(tmp_path / "out" / table), kind=layout)
     drawn_rows = source(split="test", image_size=64, num_rows=7)
-    for file_row, drawn_row in zip(file_rows, drawn_rows, strict=True):
+    assert len(file_rows) == len(drawn_rows)
+    for row in range(7):
+        file_row = file_rows[row]
+        drawn_row = drawn_rows[row]
         for name in image_fields:
             with Image.open(getattr(file_row, name).path) as image:
                 np.testing.assert_array_equal(np.asarray(image), getattr(drawn_row, name).pixels)

@@ -150,7 +150,7 @@ def test_the_best_of_several_baselines_counts():
         "prior",
         "the prior",
         "sees",
-        others={"noise": "noise", "wrong": "a wrong image"},
+        further_baselines={"noise": "noise", "wrong": "a wrong image"},
     )
     numbers = {"acc": share(80, 100), "prior": 0.2, "noise": share(50, 100)}
     assert rule.compare(numbers) == Comparison(
