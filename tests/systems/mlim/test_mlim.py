@@ -160,7 +160,7 @@ def test_losses_are_those_of_rows_one_by_one():
     batch = batch_of(config, 7)
     with torch.no_grad():
         output = task(batch)
-    mlm, recon = slow_losses(task, batch)
+        mlm, recon = slow_losses(task, batch)
     assert output.terms["mlm"].item() == pytest.approx(mlm, rel=1e-4)
     assert output.terms["mim"].item() == pytest.approx(recon, rel=1e-4)
     assert output.loss.item() == pytest.approx(mlm + recon, rel=1e-4)
