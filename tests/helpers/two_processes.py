@@ -196,8 +196,8 @@ def mlim_step() -> dict[str, Tensor]:
 
 
 def running_mean_at_validation(folder: Path) -> Tensor:
-    """Return the mean of what a head that standardises was given in one step of all rows, as it is
-    when the head is validated."""
+    """Return the running mean of a batch normalisation after one step of all rows, as validation
+    uses it."""
     train = {"steps": 1, "batch_size": NUM_ROWS, "val_every": 1, "device": "cpu"}
     config = config_of("nlvr2_compare", train=train)
     task = build(config)
