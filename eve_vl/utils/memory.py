@@ -55,15 +55,18 @@ def garbage_collection_paused() -> Iterator[None]:
     """Collect garbage only where the block calls gc.collect().
 
     A collection searches all objects of the imported libraries, in the middle of a step. Frozen
-    objects are no longer searched.
+    objects are no longer searched. A caller that has frozen its objects keeps them frozen.
     """
     was_enabled = gc.isenabled()
-    gc.collect()
-    gc.freeze()
+    is_frozen_by_caller = gc.get_freeze_count() > 0
+    if not is_frozen_by_caller:
+        gc.collect()
+        gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not is_frozen_by_caller:
+            gc.unfreeze()
         if was_enabled:
             gc.enable()
