@@ -37,7 +37,8 @@ from helpers.campaign_actions import ASKED
 from helpers.campaign_reader import lines
 from helpers.indices import write_image
 from helpers.process_limits import limit_process
-from helpers.twins import CAPTIONS, tiny_config
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import CAPTIONS
 
 Answers = Sequence[tuple[str, float]]
 """Texts in their order, each with a score."""

@@ -37,7 +37,7 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.tasks.task import Sizes, routing_terms
 from eve_vl.tasks.vqa.config import VQAConfig
-from helpers.twins import router_sums
+from helpers.slow_experts import router_sums
 
 ABSOLUTE = 2e-5  # tolerance of recorded outputs
 RELATIVE = 2e-5  # additional tolerance of gradients and their norms

@@ -23,7 +23,8 @@ from helpers.campaign_reader import Action
 from helpers.mutations import mutate
 from helpers.odd_files import odd_name
 from helpers.odd_values import TEXTS
-from helpers.twins import CAPTIONS, tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import CAPTIONS, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 ASKED = VQAConfig(min_answer_count=1)

@@ -25,7 +25,7 @@ from helpers.campaign_images import GOOD, IMAGES, NUM_ROWS, encode, one_image, s
 from helpers.campaign_reader import Files, Reader, files_in, leave_alone, lines
 from helpers.campaign_tables import odd_table, parquet_of
 from helpers.tars import tar_of
-from helpers.twins import CAPTIONS
+from helpers.tiny_rows import CAPTIONS
 
 CAPTIONED = [{"image": name, "caption": [f"a cat {name}", f"the {name}"]} for name in IMAGES]
 

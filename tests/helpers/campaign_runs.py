@@ -20,7 +20,8 @@ from eve_vl.train.checkpoint_folders import CHECKPOINTS, checkpoint_folders
 from helpers.campaign_actions import ASKED
 from helpers.campaign_images import big_images, encode
 from helpers.campaign_reader import Action, Reader, files_in, lines
-from helpers.twins import CAPTIONS, tiny_config
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import CAPTIONS
 
 RUNS = ("masked", "vqa")
 TRAIN = {

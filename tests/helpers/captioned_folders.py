@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from helpers.tiny_rows import CAPTIONS
 from helpers.tiny_runs import noise
-from helpers.twins import CAPTIONS
 
 ROWS = 12
 

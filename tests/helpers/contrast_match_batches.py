@@ -15,7 +15,7 @@ from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.contrast_match.task import ContrastMatch
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from helpers import tiny_tasks as tiny
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 CONTRAST_ONLY: dict[str, Any] = {"mlm_weight": 0.0, "itm_weight": 0.0}
 ROWS = 8

@@ -8,7 +8,7 @@ from torch import Tensor
 from eve_vl.config import EveModelConfig
 from eve_vl.config.model import FFNPolicy
 from eve_vl.model.block import Block
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 
 def first_block(policy: FFNPolicy, **changes: Any) -> tuple[EveModelConfig, dict[str, Tensor]]:

@@ -10,8 +10,8 @@ from eve_vl.config import Config
 from eve_vl.run.writing import write_run
 from eve_vl.tasks.task import Task
 from eve_vl.tasks.vqa.config import VQAConfig
+from helpers.tiny_config import tiny_config
 from helpers.tiny_tasks import TOKENIZER, build, config_of
-from helpers.twins import tiny_config
 
 
 def tiny(name: str, **sections: dict) -> tuple[Config, Task[Any]]:

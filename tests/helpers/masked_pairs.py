@@ -15,7 +15,7 @@ from eve_vl.data.random_streams import generator
 from eve_vl.model.patches import patchify, unpatchify
 from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.task import Sizes
-from helpers.twins import randomize
+from helpers.random_weights import randomize
 
 VOCAB = 30
 MASK = 2

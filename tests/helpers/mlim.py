@@ -8,15 +8,9 @@ from eve_vl.systems.mlim.pretraining.config import MlimConfig
 from eve_vl.systems.mlim.pretraining.dataset import AwareMasks
 from eve_vl.systems.mlim.pretraining.task import Mlim
 from eve_vl.tasks.task import Sizes
-from helpers.twins import (
-    CAPTIONS,
-    ListSource,
-    noise,
-    pairs,
-    randomize,
-    tiny_config,
-    tiny_tokenizer,
-)
+from helpers.random_weights import randomize
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import CAPTIONS, ListSource, noise, pairs, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 SIZES = Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id)

@@ -18,8 +18,8 @@ from eve_vl.tasks.task import Sizes
 from eve_vl.train import processes
 from eve_vl.train.trainer import Trainer
 from helpers.process_limits import memory
+from helpers.tiny_rows import ListSource, noise
 from helpers.tiny_tasks import CPU, TOKENIZER, train_set
-from helpers.twins import ListSource, noise
 
 MMAP_THRESHOLD = -3  # of mallopt
 WORDS = ["red", "blue", "circle", "star", "green", "ring", "square", "left", "of", "one", "two"]

@@ -7,7 +7,8 @@ from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.task import Sizes
-from helpers.twins import tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}

@@ -21,7 +21,7 @@ from eve_vl.report.page import write_report
 from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions
-from helpers.twins import changed_section
+from helpers.tiny_config import changed_section
 
 VOID = {"meta", "img", "br", "input"}
 NUM_VAL = 36  # validation rows of fine-tuned runs

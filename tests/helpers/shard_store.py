@@ -19,7 +19,7 @@ from eve_vl.data.opening import open_sources
 from eve_vl.data.tokenizer import Tokenizer
 from helpers.color_cards import encoded_card
 from helpers.tars import write_tar_of
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 NUM = 6  # rows of a shard
 CARD_TOKENIZER = Tokenizer.train(["a card"], 300)

@@ -36,8 +36,8 @@ from eve_vl.utils.errors import UserError
 from helpers.forked import CONTEXT, PRELOAD
 from helpers.mlim import item_pairs, mlim_config
 from helpers.number_task import step_folder
+from helpers.tiny_config import tiny_config
 from helpers.tiny_tasks import CPU, TOKENIZER, build, config_of, eval_set, train_set
-from helpers.twins import tiny_config
 
 NUM_ROWS = 8
 LAYOUTS = ("replicate", "shard")

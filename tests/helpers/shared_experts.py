@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from eve_vl.model.experts import Experts
 from eve_vl.model.moe import MoE
 from eve_vl.train import processes
+from helpers.tiny_config import tiny_config
 from helpers.tiny_tasks import build, train_set
-from helpers.twins import tiny_config
 
 NUM_ROWS = 8
 MODEL: dict[str, Any] = {

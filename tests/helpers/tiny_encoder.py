@@ -16,7 +16,9 @@ from eve_vl.model.encoder import Encoder
 from eve_vl.model.feed_forward import FeedForward, ModalityFeedForward, PairFeedForward
 from eve_vl.model.moe import MoE
 from eve_vl.model.tokens import Tokens
-from helpers.twins import randomize, slow_ffn, slow_moe, tiny_config
+from helpers.random_weights import randomize
+from helpers.slow_experts import slow_ffn, slow_moe
+from helpers.tiny_config import tiny_config
 
 VOCAB = 30
 SIZES = tiny_config().input

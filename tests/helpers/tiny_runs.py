@@ -19,7 +19,9 @@ from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Task
 from eve_vl.tasks.vqa.config import VQAConfig
-from helpers.twins import CAPTIONS, randomize, tiny_config
+from helpers.random_weights import randomize
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import CAPTIONS
 
 ANSWERS = ("yes", "no", "red", "blue")
 TASKS: dict[str, TaskConfig | None] = {

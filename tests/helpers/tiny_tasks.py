@@ -29,14 +29,14 @@ from eve_vl.tasks.task import Sizes, Task, task_class
 from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.tasks.vqa.task import VQA
 from eve_vl.train.evaluation_batches import evaluation_batches
-from helpers.twins import (
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import (
     ANSWERS,
     ListSource,
     noise,
     pairs,
     questions,
     statements,
-    tiny_config,
     tiny_tokenizer,
 )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from eve_vl.config import Config, TaskConfig
 from eve_vl.systems.medical.m3ae.config import M3aeModelConfig
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 
 def tiny_towers(task: TaskConfig, **model: Any) -> Config:

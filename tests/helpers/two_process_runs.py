@@ -31,8 +31,9 @@ from eve_vl.utils.console import is_main
 from eve_vl.utils.errors import SharedError
 from helpers import two_processes
 from helpers.forked import CONTEXT, PRELOAD
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, pairs
 from helpers.tiny_tasks import CPU, TOKENIZER, build, config_of, eval_set, train_set
-from helpers.twins import ListSource, pairs, tiny_config
 
 NUM_ROWS = 24
 BATCH = 8

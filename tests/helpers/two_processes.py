@@ -30,6 +30,8 @@ from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main
 from helpers import shared_experts
 from helpers.mlim import build_mlim, item_pairs, mlim_config, mlim_rows
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, pairs
 from helpers.tiny_tasks import (
     CPU,
     TOKENIZER,
@@ -40,7 +42,6 @@ from helpers.tiny_tasks import (
     searchable,
     train_set,
 )
-from helpers.twins import ListSource, pairs, tiny_config
 
 NUM_ROWS = 8
 WORLD = 2

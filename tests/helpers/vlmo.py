@@ -5,7 +5,7 @@ from typing import Any
 
 from eve_vl.config import EveModelConfig
 from eve_vl.systems.vlmo.config import VlmoModelConfig
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 SIDES = {"patch": "image", "word": "text"}
 
