@@ -49,11 +49,11 @@ def assert_close(pixels: np.ndarray, expected: np.ndarray, most: int) -> None:
     assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= most
 
 
-def in_gray(pixels: np.ndarray) -> np.ndarray:
-    return np.stack([pixels] * 3, axis=2)
-
-
 # Formats and modes
+
+
+def as_by_pillow(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM"])
@@ -62,30 +62,24 @@ def test_lossless_formats_are_exact(form: str):
 
 
 @pytest.mark.parametrize(
-    ("form", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}), ("AVIF", {})]
+    ("mode", "form", "options", "conversion"),
+    [
+        ("RGB", "JPEG", {}, ()),
+        ("RGB", "JPEG", {"progressive": True}, ()),
+        ("RGB", "WEBP", {}, ()),
+        ("RGB", "AVIF", {}, ()),
+        ("L", "JPEG", {}, ("grayscale to RGB",)),
+        ("L", "PNG", {}, ("grayscale to RGB",)),
+        ("1", "PNG", {}, ("grayscale to RGB",)),
+        ("P", "PNG", {}, ("palette to RGB",)),
+    ],
 )
-def test_lossy_formats_are_decoded_as_by_pillow(form: str, options: dict):
-    data = encode(IMAGE, form, **options)
-    assert_close(decoded(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), 2)
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_plain_images_do_without_pillow(form: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoding, "decode_with_pillow", None)
-    assert decoded(encode(IMAGE, form)).shape == PIXELS.shape
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_grayscale_becomes_rgb(form: str):
-    data = encode(IMAGE.convert("L"), form)
-    assert_close(decoded(data), in_gray(np.asarray(Image.open(io.BytesIO(data)))), 1)
-    assert conversions(data) == ("grayscale to RGB",)
-
-
-@pytest.mark.parametrize("mode", ["1", "P"])
-def test_bilevel_and_palette_become_rgb(mode: str):
-    image = IMAGE.convert(mode)
-    assert_close(decoded(encode(image, "PNG")), np.asarray(image.convert("RGB")), 0)
+def test_formats_and_modes_are_decoded_as_by_pillow(
+    mode: str, form: str, options: dict, conversion: tuple[str, ...]
+):
+    data = encode(IMAGE.convert(mode), form, **options)
+    assert_close(decoded(data), as_by_pillow(data), 2)
+    assert conversions(data) == conversion
 
 
 def test_a_cmyk_jpeg_becomes_rgb():
@@ -95,11 +89,18 @@ def test_a_cmyk_jpeg_becomes_rgb():
     assert conversions(data) == ("CMYK to RGB",)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_plain_images_do_without_pillow(form: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(decoding, "decode_with_pillow", None)
+    assert decoded(encode(IMAGE, form)).shape == PIXELS.shape
+
+
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_16_bit_gray_is_scaled_and_not_clipped(form: str):
     deep = (np.arange(64 * 48).reshape(48, 64) * 21).astype(np.uint16)
     data = encode(Image.fromarray(deep), form)
-    assert_close(decoded(data), in_gray(deep / 257).round(), 1)
+    gray = (deep / 257).round()
+    assert_close(decoded(data), np.stack([gray, gray, gray], axis=2), 1)
     assert conversions(data) == ("16-bit to 8-bit",)
 
 
@@ -156,16 +157,17 @@ def test_an_animation_is_its_first_frame(form: str, options: dict):
 # EXIF
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_images_are_turned_as_their_exif_says(form: str, orientation: int):
+def test_images_are_turned_as_their_exif_says(form: str):
     options = {"subsampling": 0} if form == "JPEG" else {}
-    data = encode(IMAGE, form, exif=exif_of(orientation), **options)
-    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    expected = np.asarray(upright.convert("RGB"))
-    assert expected.shape == ((64, 48, 3) if orientation >= 5 else (48, 64, 3))
-    assert_close(decoded(data), expected, 2)
-    assert_close(decoded(data, crop=Crop(size=25)), squeezed(upright, 25), 2)
+    for orientation in range(1, 9):
+        data = encode(IMAGE, form, exif=exif_of(orientation), **options)
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        expected = np.asarray(upright.convert("RGB"))
+        is_turned = orientation >= 5
+        assert expected.shape == ((64, 48, 3) if is_turned else (48, 64, 3))
+        assert_close(decoded(data), expected, 2)
+        assert_close(decoded(data, crop=Crop(size=25)), squeezed(upright, 25), 2)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\xff", b""])
@@ -176,19 +178,17 @@ def test_an_image_with_broken_exif_is_still_decoded(exif: bytes):
 # Refused images
 
 
-def test_too_many_pixels_are_refused_by_the_header(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("side", "problem"),
+    [
+        (30_000, f"exceeds limit of {2 * MAX_PIXELS} pixels"),
+        (12_000, f"image is 12000x12000 pixels, at most {MAX_PIXELS} in all are accepted"),
+    ],
+)
+def test_too_many_pixels_are_refused_by_the_header(side: int, problem: str):
     small = deep_png(np.zeros((2, 2, 3), np.uint16))
-
-    def of_side(side: int) -> bytes:
-        return with_header_checksum(
-            small.replace(b"\0\0\0\2\0\0\0\2", side.to_bytes(4, "big") * 2, 1)
-        )
-
-    assert f"exceeds limit of {2 * MAX_PIXELS} pixels" in reason(of_side(30_000))
-    accepted = f"at most {MAX_PIXELS} in all are accepted"
-    assert reason(of_side(12_000)) == f"image is 12000x12000 pixels, {accepted}"
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 3000)
-    assert reason(encode(IMAGE, "PNG")) == "image is 64x48 pixels, at most 3000 in all are accepted"
+    large = small.replace(b"\0\0\0\2\0\0\0\2", side.to_bytes(4, "big") * 2, 1)
+    assert problem in reason(with_header_checksum(large))
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])
@@ -263,13 +263,14 @@ def test_images_smaller_than_the_square_are_enlarged():
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "JPEG"])
-@pytest.mark.parametrize("box", [(0, 0, 48, 64), (3, 5, 40, 50), (47, 63, 1, 1), (20, 0, 9, 64)])
-def test_a_box_is_cut_and_resized_as_by_pillow(form: str, box: tuple[int, int, int, int]):
-    data = encode(IMAGE, form, **({"subsampling": 0} if form == "JPEG" else {}))
-    top, left, height, width = box
-    part = Image.open(io.BytesIO(data)).crop((left, top, left + width, top + height))
-    crop = Crop(size=25, choose=lambda *_: box)
-    assert_close(decoded(data, crop=crop), squeezed(part, 25), 2)
+def test_a_box_is_cut_and_resized_as_by_pillow(form: str):
+    options = {"subsampling": 0} if form == "JPEG" else {}
+    data = encode(IMAGE, form, **options)
+    for box in ((0, 0, 48, 64), (3, 5, 40, 50), (47, 63, 1, 1), (20, 0, 9, 64)):
+        top, left, height, width = box
+        part = Image.open(io.BytesIO(data)).crop((left, top, left + width, top + height))
+        crop = Crop(size=25, choose=lambda *_, box=box: box)
+        assert_close(decoded(data, crop=crop), squeezed(part, 25), 2)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from torch.utils.data import Subset
 
 from eve_vl.data.kinds.captions import CaptionedImages
 from eve_vl.data.loader import order_of_epochs, train_batches, train_loader
-from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.order import epoch_order
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.same_value_batches import SameValueBatches, hashes_of
@@ -26,39 +25,37 @@ from helpers.source_files import write_jsonl
 from helpers.twins import pairs, tiny_config, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-FORMS = (".jsonl", ".csv", ".parquet")
 SETS = ["fine"] * 26 + ["bold"] * 17 + ["flat"] * 9 + ["rare"] * 3 + [None, ""]
 """Of each row."""
 TOTAL = len(SETS)  # batches of 8 straddle the epochs
 BATCH = 8
 
 
-def write_table(folder: Path, suffix: str = ".jsonl") -> Path:
-    """Write rows in no particular order, their sets as SETS; the captions name the rows."""
-    if not (folder / "images").exists():
-        write_images(folder)
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """JSON lines in no particular order, their sets as SETS; the captions name the rows."""
+    write_images(tmp_path)
+    return write_jsonl(tmp_path / "rows.jsonl", table_rows())
+
+
+def table_rows() -> list[dict[str, Any]]:
     rows = []
     for row in np.random.default_rng(3).permutation(TOTAL).tolist():
         image = f"images/{COLORS[row % 6]}.png"
         rows.append({"image": image, "caption": f"row {row}", "set": SETS[row]})
-    path = folder / f"rows{suffix}"
-    if suffix == ".parquet":
-        parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=10)
-    elif suffix == ".csv":
-        with path.open("w") as file:
-            writer = csv.DictWriter(file, ["set", "image", "caption"])
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        for row in rows:
-            if row["set"] is None:
-                del row["set"]
-        write_jsonl(path, rows)
-    return path
+    return rows
 
 
-def set_of(caption: str) -> str | None:
-    return SETS[int(caption.split()[-1])] or None
+def write_other_forms(folder: Path) -> list[Path]:
+    """Write the table as CSV and as Parquet, too."""
+    parquet_path = folder / "rows.parquet"
+    parquet.write_table(pa.Table.from_pylist(table_rows()), parquet_path, row_group_size=10)
+    csv_path = folder / "rows.csv"
+    with csv_path.open("w") as file:
+        writer = csv.DictWriter(file, ["set", "image", "caption"])
+        writer.writeheader()
+        writer.writerows(table_rows())
+    return [parquet_path, csv_path]
 
 
 def trained_captions(
@@ -72,18 +69,21 @@ def trained_captions(
     **train: int,
 ) -> list[str]:
     """Return captions in the order in which one process trains on them."""
-    data = {"train": (str(path),), "val": (str(path),), "batches_from": "set"}
-    config = tiny_config(
-        task=RetrievalConfig(),
-        data=data | {"num_workers": workers},
-        train={"batch_size": BATCH} | train,
-    )
+    data = {
+        "train": (str(path),),
+        "val": (str(path),),
+        "batches_from": "set",
+        "num_workers": workers,
+    }
+    train = {"batch_size": BATCH} | train
+    config = tiny_config(task=RetrievalConfig(), data=data, train=train)
     source = open_source(path, kind="captions")
     dataset = CaptionedImages([source], config, TOKENIZER, training=True)
     loader = train_loader(dataset, consumed=consumed, rank=rank, world=world)
     captions = []
     for batch in islice(loader, num_steps * config.train.accumulation):
-        captions.extend(source[row].captions[0] for _, row in batch.positions)
+        for _, row in batch.positions:
+            captions.append(source[row].captions[0])
     return captions
 
 
@@ -91,30 +91,34 @@ def in_batches(rows: Sequence, size: int) -> list[Sequence]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def test_half_of_the_batches_share_a_set_and_each_row_comes_once_an_epoch(tmp_path):
-    captions = trained_captions(write_table(tmp_path), num_steps=TOTAL)
+def are_of_one_set(captions: Sequence[str]) -> bool:
+    """Tell whether captions name rows of one set; None and the empty text are none."""
+    sets = {SETS[int(caption.split()[1])] or None for caption in captions}
+    return len(sets) == 1
+
+
+def test_half_of_the_batches_share_a_set_and_each_row_comes_once_an_epoch(table: Path):
+    captions = trained_captions(table, num_steps=TOTAL)
+    every_caption = sorted(f"row {row}" for row in range(TOTAL))
     for epoch in in_batches(captions, TOTAL):
-        assert sorted(epoch) == sorted(f"row {row}" for row in range(TOTAL))
+        assert sorted(epoch) == every_caption
 
     patterns = set()
     for epoch in range(8):
         first_step = -(-epoch * TOTAL // BATCH)  # that lies in this epoch alone
         end_step = (epoch + 1) * TOTAL // BATCH
-        pattern = []
-        for step in range(first_step, end_step):
-            batch = captions[step * BATCH : (step + 1) * BATCH]
-            pattern.append(len({set_of(caption) for caption in batch}) == 1)
+        batches = in_batches(captions[first_step * BATCH : end_step * BATCH], BATCH)
+        pattern = tuple(map(are_of_one_set, batches))
         assert sum(pattern) == len(pattern) // 2  # a mixed one of one set: chance 1e-3
-        patterns.add(tuple(pattern))
+        patterns.add(pattern)
     assert len(patterns) > 3  # no fixed places
 
 
-def test_processes_accumulation_workers_and_resuming_change_nothing(tmp_path):
-    table = write_table(tmp_path)
+def test_processes_accumulation_workers_and_resuming_change_nothing(table: Path):
     expected = trained_captions(table, num_steps=20)
     assert trained_captions(table, num_steps=20, accumulation=4) == expected
-    assert trained_captions(table, num_steps=20, workers=2) == expected
-    for num_done in (1, 7, 8, 13):
+    assert trained_captions(table, num_steps=20, workers=1) == expected
+    for num_done in (1, 7, 13):
         resumed = trained_captions(table, num_steps=20 - num_done, consumed=BATCH * num_done)
         assert resumed == expected[BATCH * num_done :]
 
@@ -129,10 +133,10 @@ def test_processes_accumulation_workers_and_resuming_change_nothing(tmp_path):
     assert trained_captions(table, num_steps=20, seed=1) != expected
 
 
-def test_every_form_of_table_gives_the_same_batches(tmp_path):
-    expected = trained_captions(write_table(tmp_path), num_steps=9)
-    for suffix in FORMS[1:]:
-        assert trained_captions(write_table(tmp_path, suffix), num_steps=9) == expected
+def test_every_form_of_table_gives_the_same_batches(table: Path):
+    expected = trained_captions(table, num_steps=9)
+    for path in write_other_forms(table.parent):
+        assert trained_captions(path, num_steps=9) == expected
 
 
 # The order of one source
@@ -151,7 +155,7 @@ def test_values_come_as_often_as_their_rows():
     """Batches of 10 that each could fill: 40, 20, 10, 0. A mixed one of one value is rare."""
     values = [-7] * 400 + [5] * 200 + [2**62] * 100 + [*range(1000, 1100)]
     counts: Counter[int] = Counter()
-    num_epochs = 300
+    num_epochs = 150
     for epoch in range(num_epochs):
         for batch in in_batches(arranged(values, epoch, 10), 10):
             if len({values[row] for row in batch}) == 1:
@@ -159,7 +163,7 @@ def test_values_come_as_often_as_their_rows():
     num_shared = 40 * num_epochs
     assert counts.total() == pytest.approx(num_shared, rel=0.02)
     for value, share in ((-7, 4), (5, 2), (2**62, 1)):
-        assert counts[value] == pytest.approx(num_shared * share / 7, rel=0.03)
+        assert counts[value] == pytest.approx(num_shared * share / 7, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -194,81 +198,62 @@ def test_sources_with_equal_values_share_batches(weights):
 
     sources_of_shared = []
     for batch in islice(train_batches(18, order, start=0, micro_batch=6, stride=6), 3):
-        if len({values[12 * source + row] for _, source, row in batch}) == 1:
-            sources_of_shared.append({source for _, source, _ in batch})
+        _, sources, rows = np.array(batch).T
+        if len(set(values[12 * sources + rows])) == 1:
+            sources_of_shared.append(set(sources))
     assert {0, 1} in sources_of_shared
 
 
 # Values of rows
 
-ROW = '{"image": "images/red.png", "caption": "a", "set": %s}'
 
-
-def opened(path: Path, lines: Sequence[str]) -> Any:
+def rows_of_sets(path: Path, *sets: str | None) -> Any:
+    """Open rows whose sets are written as JSON; None is a broken row."""
+    lines = []
+    for value in sets:
+        if value is None:
+            lines.append("{broken")
+        else:
+            lines.append(f'{{"image": "images/red.png", "caption": "a", "set": {value}}}')
     return open_source(write_jsonl(path, lines), kind="captions")
 
 
-def test_values_of_broken_rows_and_of_subsets(tmp_path):
-    write_images(tmp_path)
-    sets = ['" fine "', None, '"fine"', "3", '"3"', None, "null"]
-    lines = ["{broken" if name is None else ROW % name for name in sets]
-    source = opened(tmp_path / "rows.jsonl", lines)
+def test_rows_have_equal_hashes_if_their_values_are_equal(root: Path):
+    sets = ('" fine "', None, '"fine"', "3", '"3"', None, "null")
+    source = rows_of_sets(root / "rows.jsonl", *sets)
     hashes = hashes_of([source], "set").tolist()
     assert hashes[0] == hashes[2]
     assert hashes[3] == hashes[4]
     assert len(set(hashes)) == 5
-    subset: Any = Subset(Subset(source, [2, 4, 6]), [1, 0])  # pyright: ignore[reportArgumentType]
+    subset: Any = Subset(Subset(source, [2, 4, 6]), [1, 0])
     assert hashes_of([subset], "set").tolist() == [hashes[4], hashes[2]]
 
 
-def test_rows_without_a_value_differ_from_those_of_other_sources(tmp_path):
-    write_images(tmp_path)
-    lines = [ROW % '"fine"', ROW % "null", ROW % "null"]
-    sources = [opened(tmp_path / f"{name}.jsonl", lines) for name in "ab"]
+def test_rows_without_a_value_differ_from_those_of_other_sources(root: Path):
+    sets = ('"fine"', "null", "null")
+    sources = [rows_of_sets(root / f"{name}.jsonl", *sets) for name in "ab"]
     hashes = hashes_of(sources, "set").tolist()
     assert hashes[0] == hashes[3]
     assert len(set(hashes)) == 5
 
 
-def test_a_held_out_split_trains_in_batches(tmp_path):
-    write_images(tmp_path)
-    rows = []
-    for row in range(60):
-        image = f"images/{COLORS[row % 6]}.png"
-        rows.append({"image": image, "caption": f"row {row}", "set": "ab"[row % 2]})
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    data = {"train": (str(path),), "val": ("held-out",), "val_fraction": 0.2, "batches_from": "set"}
-    config = tiny_config(task=RetrievalConfig(), data=data)
-    train, _ = open_train_and_val(config)
-    dataset = CaptionedImages(train, config, TOKENIZER, training=True)
-    num_shared = 0
-    for batch in islice(train_loader(dataset, consumed=0, rank=0, world=1), 10):
-        captions = [train[0][row].captions[0] for _, row in batch.positions]
-        parities = {int(caption.split()[1]) % 2 for caption in captions}
-        num_shared += len(parities) == 1
-    assert num_shared >= 4
-
-
-@pytest.mark.parametrize("suffix", FORMS)
-def test_a_column_without_values_is_one_error(tmp_path, suffix):
-    source = open_source(write_table(tmp_path, suffix), kind="captions")
+def test_columns_without_values_are_refused(table: Path):
     message = r"rows\..*: no row has .* column 'style'.*columns: .*set.*Name another column"
-    with pytest.raises(UserError, match=message):
-        hashes_of([source], "style")
+    for path in (table, *write_other_forms(table.parent)):
+        with pytest.raises(UserError, match=message):
+            hashes_of([open_source(path, kind="captions")], "style")
 
-
-def test_sources_without_columns_are_refused(tmp_path):
-    write_images(tmp_path)
+    images = table.parent / "images"
     for color in COLORS:
-        (tmp_path / "images" / f"{color}.txt").write_text(color)
+        (images / f"{color}.txt").write_text(color)
     message = r"no row has a value in column 'set'.* JSON lines, CSV, TSV or Parquet"
     with pytest.raises(UserError, match=message):
-        hashes_of([open_source(tmp_path / "images", kind="captions")], "set")
+        hashes_of([open_source(images, kind="captions")], "set")
     with pytest.raises(UserError, match="generated rows have no columns"):
         hashes_of([pairs(3)], "set")
 
 
-def test_values_with_too_few_rows_for_a_batch_are_refused(tmp_path):
+def test_values_with_too_few_rows_for_a_batch_are_refused(tmp_path: Path):
     rows = [{"image": f"{row}.png", "caption": str(row), "set": row % 4} for row in range(12)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     source = open_source(path, kind="captions", must_be_usable=False)
