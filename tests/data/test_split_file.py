@@ -1,11 +1,10 @@
 """A split in a file: no caption and no image is in two parts, and other rows are refused."""
 
-import itertools
 import json
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,11 +36,6 @@ def write_table(path: Path, rows: Rows) -> Path:
 
 def things(numbers: range) -> Rows:
     return [(number, [f"thing {number}"]) for number in numbers]
-
-
-def is_split(split: Path, tables: Sequence[Path], num_val: int, num_test: int) -> bool:
-    """Write a split, and return whether there is one."""
-    return write_split(split, [open_source(table) for table in tables], num_val, num_test)
 
 
 def splits_of(*paths: Path, split: Path, kind: str = "captions", **data: object) -> Splits:
@@ -77,28 +71,28 @@ def test_rows_that_share_a_caption_or_an_image_are_in_one_part(tmp_path, split):
             rows.append((3 * thing, [f"a second name, {thing}"]))
     random.Random(0).shuffle(rows)
     table = write_table(tmp_path / "rows.jsonl", rows)
-    assert is_split(split, [table], 18, 18)
+    assert write_split(split, [open_source(table)], 18, 18)
 
-    parts = parts_of(splits_of(table, split=split))
-    assert sum(map(len, parts)) == len(rows)
-    assert [len(part) for part in parts[1:]] == pytest.approx([18, 18], abs=3)
-    things_of_parts = [{image // 3 for image, _ in part} for part in parts]
-    for first, second in itertools.combinations(things_of_parts, 2):
-        assert first.isdisjoint(second)
+    train, val, test = parts_of(splits_of(table, split=split))
+    assert len(train) + len(val) + len(test) == len(rows)
+    assert 15 <= len(val) <= 21
+    assert 15 <= len(test) <= 21
+    part_of_thing = {}
+    for part, part_rows in (("train", train), ("val", val), ("test", test)):
+        for image, _ in part_rows:
+            assert part_of_thing.setdefault(image // 3, part) == part
 
     with_named_val = parts_of(splits_of(table, split=split, val=(str(table),)))
-    assert with_named_val == [parts[0], rows, parts[2]]
+    assert with_named_val == [train, rows, test]
 
 
 def test_the_rows_of_several_sources_are_in_one_part_each(tmp_path, split):
-    tables = [
-        write_table(tmp_path / "a.jsonl", things(range(30))),
-        write_table(tmp_path / "b.jsonl", things(range(30, 50))),
-    ]
-    assert is_split(split, tables, 10, 15)
-    parts = parts_of(splits_of(*tables, split=split))
-    assert [len(part) for part in parts] == [25, 10, 15]
-    assert sorted(parts[0] + parts[1] + parts[2]) == things(range(50))
+    first = write_table(tmp_path / "a.jsonl", things(range(30)))
+    second = write_table(tmp_path / "b.jsonl", things(range(30, 50)))
+    assert write_split(split, [open_source(first), open_source(second)], 10, 15)
+    train, val, test = parts_of(splits_of(first, second, split=split))
+    assert (len(train), len(val), len(test)) == (25, 10, 15)
+    assert sorted(train + val + test) == things(range(50))
 
 
 def test_a_caption_of_very_many_rows_links_none(tmp_path, split):
@@ -106,38 +100,42 @@ def test_a_caption_of_very_many_rows_links_none(tmp_path, split):
     for image in range(1, 100, 2):
         rows[image] = (image, ["various cliparts"])
     table = write_table(tmp_path / "rows.jsonl", rows)
-    assert is_split(split, [table], 10, 0)
-    parts = parts_of(splits_of(table, split=split))
-    assert [len(part) for part in parts] == [90, 10, 0]
-    assert ["various cliparts"] in [texts for _, texts in parts[1]]
+    assert write_split(split, [open_source(table)], 10, 0)
+    train, val, test = parts_of(splits_of(table, split=split))
+    assert (len(train), len(val), len(test)) == (90, 10, 0)
+    assert ["various cliparts"] in [texts for _, texts in val]
 
 
 def test_tags_that_link_most_rows_give_no_split(tmp_path, split):
     rows: Rows = [(image, [f"tag {image}", f"tag {image + 1}"]) for image in range(100)]
-    assert not is_split(split, [write_table(tmp_path / "rows.jsonl", rows)], 10, 10)
+    table = write_table(tmp_path / "rows.jsonl", rows)
+    assert not write_split(split, [open_source(table)], 10, 10)
     assert not split.exists()
+
+
+def assert_split_refused(problem: str, *paths: Path, split: Path, **data: Any) -> None:
+    with pytest.raises(UserError, match=problem):
+        splits_of(*paths, split=split, **data)
 
 
 def test_a_split_of_other_rows_or_of_another_kind_is_refused(tmp_path, split):
     table = write_table(tmp_path / "rows.jsonl", things(range(40)))
-    assert is_split(split, [table], 4, 4)
+    assert write_split(split, [open_source(table)], 4, 4)
     problem = r"^data.split_file /.*split.json: belongs to other rows than .*rows.jsonl has now"
-    with pytest.raises(UserError, match=problem):
-        splits_of(table, split=split, kind="images")
+    assert_split_refused(problem, table, split=split, kind="images")
     write_table(table, things(range(40))[::-1])
-    with pytest.raises(UserError, match=problem):
-        splits_of(table, split=split)
+    assert_split_refused(problem, table, split=split)
 
 
-@pytest.mark.parametrize("content", ["{}", "", None])
-def test_a_file_that_is_no_split_is_refused(tmp_path, split, content):
+@pytest.mark.parametrize(
+    ("content", "problem"), [("{}", "is no split of eve learn"), ("", "."), (None, ".")]
+)
+def test_a_file_that_is_no_split_is_refused(tmp_path, split, content, problem):
     table = write_table(tmp_path / "rows.jsonl", things(range(4)))
     if content is not None:
         split.write_text(content)
-    problem = "is no split of eve learn" if content == "{}" else "."
     message = rf"^data.split_file /.*split.json: {problem}.*; name the split.json that"
-    with pytest.raises(UserError, match=message):
-        splits_of(table, split=split)
+    assert_split_refused(message, table, split=split)
 
 
 # A source of which a part has no row
@@ -146,51 +144,32 @@ def test_a_file_that_is_no_split_is_refused(tmp_path, split, content):
 def write_split_of(
     split: Path, tables: list[Path], val: list[list[int]], test: list[list[int]]
 ) -> None:
+    """Write which rows of each table are in a part."""
     sources = [open_source(table) for table in tables]
     data = fingerprint.short(fingerprint.of_sources(enumerate(sources)))
     split.write_text(json.dumps({"data": data, "val": val, "test": test}))
 
 
-@pytest.fixture
-def uneven(tmp_path: Path, split: Path) -> list[Path]:
-    """Two tables with a split: the first has no row to train on, the second none to test on."""
-    tables = [
-        write_table(tmp_path / "tiny.jsonl", things(range(2))),
-        write_table(tmp_path / "big.jsonl", things(range(2, 30))),
-    ]
-    write_split_of(split, tables, val=[[], [0, 1, 2, 3]], test=[[0, 1], []])
-    return tables
-
-
-def test_sources_without_rows_in_a_part_are_left_out_of_it(uneven, split):
-    splits = splits_of(*uneven, split=split)
+def test_sources_without_rows_in_a_part_are_left_out_of_it(tmp_path, split):
+    tiny = write_table(tmp_path / "tiny.jsonl", things(range(2)))
+    big = write_table(tmp_path / "big.jsonl", things(range(2, 30)))
+    write_split_of(split, [tiny, big], val=[[], [0, 1, 2, 3]], test=[[0, 1], []])
+    splits = splits_of(tiny, big, split=split)
     assert [len(source) for source in splits.train] == [24]
     assert [len(source) for source in splits.val] == [4]
     assert [len(source) for source in splits.test] == [2]
-    big = [str(uneven[1])]
-    assert (splits.train_names, splits.val_names) == (big, big)
+    assert splits.train_names == splits.val_names == [str(big)]
 
-
-def test_a_run_trains_without_a_source_whose_rows_are_all_held_out(uneven, split, tmp_path):
-    tiny, big = map(str, uneven)
-    data = {"train": (tiny, big), "val": ("held-out",), "split_file": split}
+    data = {"train": (str(tiny), str(big)), "val": ("held-out",), "split_file": split}
     config = replace(tiny_config(data=data, train={"steps": 1}), out=tmp_path / "run")
     train(config)
     names = {name for name in fingerprint.read(config.out) if name.endswith(", rows")}
     assert names == {f"training data {big}, rows", f"validation data {big}, rows"}
 
-
-def test_the_weight_of_a_source_without_training_rows_is_refused(uneven, split):
     message = r"data.train_weights has no effect on .*tiny.jsonl: data.split_file leaves it no row"
-    with pytest.raises(UserError, match=message):
-        splits_of(*uneven, split=split, train_weights=(1.0, 2.0))
-
-
-def test_a_split_that_leaves_nothing_to_train_on_is_refused(tmp_path, split):
-    table = write_table(tmp_path / "tiny.jsonl", things(range(2)))
-    write_split_of(split, [table], val=[[0]], test=[[1]])
-    with pytest.raises(UserError, match="leaves no row to train on"):
-        splits_of(table, split=split)
+    assert_split_refused(message, tiny, big, split=split, train_weights=(1.0, 2.0))
+    write_split_of(split, [tiny], val=[[0]], test=[[1]])
+    assert_split_refused("leaves no row to train on", tiny, split=split)
 
 
 # Groups
@@ -216,6 +195,5 @@ def test_groups_are_those_of_a_slow_search(seed):
     rng = random.Random(seed)
     keys = []
     for _ in range(40):
-        num_keys = rng.randrange(3)
-        keys.append([rng.randrange(-40, 40) for _ in range(num_keys)])
+        keys.append(rng.sample(range(-40, 40), k=rng.randrange(3)))
     assert np.array_equal(groups(keys), slow_groups(keys))
