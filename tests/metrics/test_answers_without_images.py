@@ -1,5 +1,7 @@
 """Answers without images: the most frequent one, and Bayes' rule by hand."""
 
+import math
+
 import pytest
 
 from eve_vl.metrics.answers_without_images import answers_by_question, answers_by_words
@@ -18,14 +20,34 @@ def test_questions_have_empty_answers_if_no_training_row_has_one(answers_without
 
 def test_a_word_counts_once_more_than_it_occurs_with_an_answer():
     """Odds by hand: five times yes and once no, and "big" in none of the five and in the one."""
-    assert 5 / 6 * (0 + 1) / (5 + 2) > 1 / 6 * (1 + 1) / (1 + 2)
     train = [("far", ["yes"])] * 5 + [("big", ["no"])]
+    assert 5 / 6 * (0 + 1) / (5 + 2) > 1 / 6 * (1 + 1) / (1 + 2)
     assert answers_by_words(train, ["big", "BIG far"]) == ["yes", "yes"]
+
+    train = [("far", ["yes"])] * 3 + [("big", ["no"])] * 2
     assert 3 / 5 * (0 + 1) / (3 + 2) < 2 / 5 * (2 + 1) / (2 + 2)
-    assert answers_by_words([*train[2:], ("big", ["no"])], ["big", "far"]) == ["no", "yes"]
+    assert answers_by_words(train, ["big", "far"]) == ["no", "yes"]
 
 
-def test_answers_by_words_equal_bayes_rule_by_hand():
+NUM_ROWS = {"yes": 2, "no": 1, "left": 1}
+NUM_ROWS_WITH_WORD = {
+    "yes": {"is": 2, "it": 2, "left": 2, "right": 0, "which": 0, "side": 0},
+    "no": {"is": 1, "it": 1, "left": 0, "right": 1, "which": 0, "side": 0},
+    "left": {"is": 0, "it": 0, "left": 0, "right": 0, "which": 1, "side": 1},
+}
+"""In the rows of each answer below."""
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("which side is it", ["which", "side", "is", "it"]),
+        ("is it right or so", ["is", "it", "right"]),
+        ("never heard", []),
+        ("is it left", ["is", "it", "left"]),
+    ],
+)
+def test_answers_by_words_equal_bayes_rule_by_hand(question, words):
     """Each word that a question has is a coin of its own, with one head and one tail added."""
     train = [
         ("is it left", ["yes"]),
@@ -34,19 +56,8 @@ def test_answers_by_words_equal_bayes_rule_by_hand():
         ("which side", ["left"]),
         ("who", []),
     ]
-    questions = ["which side is it", "is it right or so", "never heard", "is it left"]
-    num_rows = {"yes": 2, "no": 1, "left": 1}
-    vocabulary = {word for text, _ in train for word in text.split()}
-
-    def odds(answer: str, question: str) -> float:
-        product = num_rows[answer] / 4
-        for word in set(question.split()) & vocabulary:
-            num_with_word = sum(
-                word in text.split() for text, answers in train if answers == [answer]
-            )
-            product *= (num_with_word + 1) / (num_rows[answer] + 2)
-        return product
-
-    expected = [max(num_rows, key=lambda answer: odds(answer, question)) for question in questions]
-    assert answers_by_words(train, questions) == expected
-    assert expected[2] == "yes"
+    odds = {}
+    for answer, num_rows in NUM_ROWS.items():
+        shares = [(NUM_ROWS_WITH_WORD[answer][word] + 1) / (num_rows + 2) for word in words]
+        odds[answer] = num_rows / 4 * math.prod(shares)
+    assert answers_by_words(train, [question]) == [max(odds, key=odds.__getitem__)]

@@ -4,7 +4,9 @@ Features of the twins are small whole numbers, so that scores are exact and ties
 Letters: Q queries, C candidates, K numbers of places, I images, T texts, D width, L labels.
 """
 
+import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from eve_vl.metrics import intervals, retrieval
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.metrics.matches import Relevance
 from eve_vl.metrics.ranks import NO_MATCH, Ranks, best_ranks
+from helpers.measured import assert_interval_is_that_of_resampling, ends, measured
 from helpers.slow_ranking import (
     RECALLS,
     certain_ranks,
@@ -44,69 +47,73 @@ def test_recalls_are_those_worked_out_by_hand():
     )
     perfect = retrieval.summary(certain_ranks(0), certain_ranks(0))
     assert (perfect["rsum"], perfect["r_mean"]) == (600, 1)
-
-
-def test_recalls_without_any_match_are_refused():
     with pytest.raises(ValueError, match="no query has a match"):
         retrieval.summary(certain_ranks(0), certain_ranks(NO_MATCH))
 
 
-def certainty(number: float) -> dict:
-    assert isinstance(number, MeasuredValue)
-    return number.certainty()
+# Intervals
 
 
-def test_intervals_of_recalls_group_the_texts_of_an_image_and_compare_with_itc_only():
+def counted_hits(ranks: Ranks) -> np.ndarray:
+    """Return the hits of the queries that have a match."""
+    return np.array([hits for hits in hits_of(ranks) if hits is not None])
+
+
+def test_intervals_of_recalls_group_the_texts_of_an_image():
     """Three images with two texts each; one text has no match, two candidates tie for another."""
-    image_T = torch.tensor([0, 0, 1, 1, 2, 2])
     ranks_I = certain_ranks(0, 2, 30)
     ranks_T = Ranks(
         better_Q=torch.tensor([0, 3, 0, 7, NO_MATCH, 12]),
         tied_Q=torch.tensor([1, 1, 2, 1, 1, 1]),
         true_Q=torch.ones(6, dtype=torch.int64),
     )
-    itc_only = certain_ranks(1, 2, 30), certain_ranks(0, 11, 3, 7, NO_MATCH, 12)
-    numbers = retrieval.summary(ranks_I, ranks_T, image_T, itc_only)
-    counted = [
-        np.array([row for row in hits_of(ranks) if row is not None])
-        for ranks in (ranks_I, ranks_T, *itc_only)
-    ]
-    assert counted[1][2].tolist() == [0.5, 1, 1]
-
-    groups = [0, 1, 2], [0, 0, 1, 1, 2]
-    for name, hits, images in zip(("tr", "ir"), counted[:2], groups, strict=True):
+    numbers = retrieval.summary(ranks_I, ranks_T, torch.tensor([0, 0, 1, 1, 2, 2]))
+    hits_T = counted_hits(ranks_T)
+    assert hits_T[2].tolist() == [0.5, 1, 1]
+    directions = (("tr", counted_hits(ranks_I), [0, 1, 2]), ("ir", hits_T, [0, 0, 1, 1, 2]))
+    for name, hits, images in directions:
         for place, k in enumerate(RECALLS):
-            expected = intervals.mean(hits[:, place], images, is_share=True)
-            assert numbers[f"{name}{k}"] == expected
-            assert certainty(numbers[f"{name}{k}"]) == certainty(expected)
+            number = measured(numbers[f"{name}{k}"])
+            expected = measured(intervals.mean(hits[:, place], images, is_share=True))
+            assert number == expected
+            assert number.certainty() == expected.certainty()
 
-    parts = [hits.sum(1) / 6 / len(hits) for hits in counted]  # of each query in the mean of six
-    influence = np.concatenate([part - part.mean() for part in parts[:2]])
-    gain = np.concatenate([parts[0] - parts[2], parts[1] - parts[3]])
-    all_groups = groups[0] + groups[1]
-    expected = intervals.linear(parts[0].sum() + parts[1].sum(), influence, all_groups)
-    intervals.with_difference(expected, "r_mean_itc_only", gain, all_groups)
-    ends = certainty(numbers["r_mean"])
-    expected_ends = certainty(expected)
-    assert numbers["r_mean"] == pytest.approx(expected)
-    assert ends.pop("versus")["r_mean_itc_only"] == pytest.approx(
-        expected_ends.pop("versus")["r_mean_itc_only"]
-    )
-    assert ends == pytest.approx(expected_ends | {"method": "wilson"})
-    scaled = {"low": 600 * ends["low"], "high": 600 * ends["high"]}
-    assert certainty(numbers["rsum"]) == pytest.approx(ends | scaled)
+
+def recalls_of_images(rank_I: np.ndarray, rank_I5: np.ndarray) -> np.ndarray:
+    """Return the mean of the six recalls of each image and its five captions."""
+    hits_I = np.zeros(len(rank_I))
+    for k in RECALLS:
+        hits_I += (rank_I < k) + (rank_I5 < k).mean(1)
+    return hits_I / 6
+
+
+def test_intervals_of_the_mean_of_recalls_are_those_of_images_with_their_captions():
+    rng = np.random.default_rng(0)
+    is_easy_I = rng.random(60) < 0.5
+    rank_I = np.where(is_easy_I, 0, rng.integers(0, 20, size=60))
+    rank_I5 = np.where(is_easy_I[:, None], 0, rng.integers(0, 20, size=(60, 5)))
+    itc_rank_I = rank_I + rng.integers(0, 4, size=60)
+    itc_rank_I5 = rank_I5 + rng.integers(0, 4, size=(60, 5))
+    image_T = torch.arange(60).repeat_interleave(5)
+    ranks = certain_ranks(*rank_I), certain_ranks(*rank_I5.flatten())
+    itc_only = certain_ranks(*itc_rank_I), certain_ranks(*itc_rank_I5.flatten())
+    numbers = retrieval.summary(*ranks, image_T, itc_only)
+
+    r_mean = measured(numbers["r_mean"])
+    recall_I = recalls_of_images(rank_I, rank_I5)
+    assert r_mean == pytest.approx(recall_I.mean())
+    assert (r_mean.n, r_mean.groups, r_mean.method) == (360, 60, "wilson")
+    assert_interval_is_that_of_resampling(r_mean, lambda rows: recall_I[rows].mean(), 60, 0.12)
+    assert ends(numbers["rsum"]) == pytest.approx((600 * r_mean.low, 600 * r_mean.high))
+
+    gain_I = recall_I - recalls_of_images(itc_rank_I, itc_rank_I5)
+    expected = ends(intervals.difference(gain_I / 60, is_share=True))
+    assert r_mean.versus["r_mean_itc_only"] == pytest.approx([*expected])
     assert "r_mean_itc_only" not in numbers
-    assert "versus" not in certainty(retrieval.summary(ranks_I, ranks_T, image_T)["r_mean"])
+    assert not measured(retrieval.summary(*ranks, image_T)["r_mean"]).versus
 
 
-def test_precisions_of_a_constant_score_are_chance():
-    label_IL = torch.eye(3, dtype=torch.bool).repeat(2, 1)
-    label_TL = torch.eye(3, dtype=torch.bool).repeat(4, 1)
-    precision_QK, chance_Q = retrieval.precisions(
-        torch.ones(6, 2), torch.ones(12, 2), label_IL, label_TL
-    )
-    assert precision_QK == pytest.approx(1 / 3)
-    assert chance_Q == pytest.approx(1 / 3)
+# Precisions
 
 
 def slow_precision(scores: list[int], is_true: list[bool], k: int) -> float:
@@ -114,13 +121,23 @@ def slow_precision(scores: list[int], is_true: list[bool], k: int) -> float:
     num_true = 0.0
     places_left = k
     for score in sorted(set(scores), reverse=True):
-        ties = [
-            right for right, candidate in zip(is_true, scores, strict=True) if candidate == score
-        ]
+        ties = []
+        for right, candidate_score in zip(is_true, scores, strict=True):
+            if candidate_score == score:
+                ties.append(right)
         num_places = min(places_left, len(ties))
         num_true += num_places * sum(ties) / len(ties)
         places_left -= num_places
     return num_true / k
+
+
+def random_labels(generator: random.Random, num_rows: int) -> Tensor:
+    """Return up to two of four labels of each row."""
+    label_RL = torch.zeros(num_rows, 4, dtype=torch.bool)
+    for row_L in label_RL:
+        for _ in range(generator.randrange(3)):
+            row_L[generator.randrange(4)] = True
+    return label_RL
 
 
 @pytest.mark.parametrize("num_candidates", [3, 40])
@@ -128,16 +145,8 @@ def test_precisions_equal_a_slow_loop(num_candidates):
     generator = random.Random(num_candidates)
     query_QD = whole_numbers(generator, 30, 2)
     candidate_CD = whole_numbers(generator, num_candidates, 2)
-
-    def random_labels(num_rows: int) -> Tensor:
-        labels = torch.zeros(num_rows, 4, dtype=torch.bool)
-        for row in labels:
-            for _ in range(generator.randrange(3)):
-                row[generator.randrange(4)] = True
-        return labels
-
-    label_QL = random_labels(30)
-    label_CL = random_labels(num_candidates)
+    label_QL = random_labels(generator, 30)
+    label_CL = random_labels(generator, num_candidates)
     precision_QK, chance_Q = retrieval.precisions(query_QD, candidate_CD, label_QL, label_CL)
     for query, scores in enumerate(slow_scores(query_QD, candidate_CD)):
         is_true = (label_QL[query] & label_CL).any(1).tolist()
@@ -147,15 +156,22 @@ def test_precisions_equal_a_slow_loop(num_candidates):
             assert precision_QK[query, column] == pytest.approx(expected)
 
 
-def slow_recalls(scores: list[list[int]], matches: list[list[int]]) -> list[float]:
-    """Return the recalls at 1, 5 and 10 of the queries with a match."""
-    recalls = []
-    for k in RECALLS:
-        hits = [
-            slow_hit(row, wanted, k) for row, wanted in zip(scores, matches, strict=True) if wanted
-        ]
-        recalls.append(sum(hits) / len(hits))
-    return recalls
+# Folds
+
+
+def slow_recalls(scores: Sequence[Sequence[int]], is_match: Sequence[Sequence[bool]]):
+    """Return the recalls at 1, 5 and 10 of the queries with a match, and how many have none."""
+    hits = []
+    for row_scores, row_is_match in zip(scores, is_match, strict=True):
+        matches = [place for place, right in enumerate(row_is_match) if right]
+        if matches:
+            hits.append([slow_hit(row_scores, matches, k) for k in RECALLS])
+    recalls = np.mean(hits, axis=0).tolist()
+    return recalls, len(scores) - len(hits)
+
+
+def transposed(rows: Sequence[Sequence]) -> list[list]:
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def test_folds_equal_five_small_evaluations():
@@ -176,19 +192,12 @@ def test_folds_equal_five_small_evaluations():
         images = range(start, start + size)
         texts = sorted({text for image, text in pairs if image in images})
         is_pair = [[(image, text) in pairs for text in texts] for image in images]
-        texts_of = [[place for place, right in enumerate(row) if right] for row in is_pair]
-        images_of = [
-            [place for place, right in enumerate(column) if right]
-            for column in zip(*is_pair, strict=True)
-        ]
         scores = slow_scores(image_ID[list(images)], text_TD[texts])
-        columns = [list(column) for column in zip(*scores, strict=True)]
-        num_without_match = texts_of.count([]) + images_of.count([])
-        folds.append(
-            [*slow_recalls(scores, texts_of), *slow_recalls(columns, images_of), num_without_match]
-        )
-    means = [sum(values) / 5 for values in zip(*folds, strict=True)]
-    assert means[-1] > 0
+        tr, num_images_without = slow_recalls(scores, is_pair)
+        ir, num_texts_without = slow_recalls(transposed(scores), transposed(is_pair))
+        folds.append([*tr, *ir, num_images_without + num_texts_without])
+    expected = np.mean(folds, axis=0)
+    assert expected[-1] > 0
 
     def evaluate(images: Tensor, texts: Tensor, fold: Relevance) -> dict[str, float]:
         return retrieval.summary(
@@ -200,4 +209,18 @@ def test_folds_equal_five_small_evaluations():
     relevance = Relevance.from_pairs(image_of_pairs, text_of_pairs, num_images, num_texts)
     numbers = retrieval.folds_1k(relevance, evaluate, fold_size=size)
     names = ("tr1", "tr5", "tr10", "ir1", "ir5", "ir10", "num_queries_without_match")
-    assert [numbers[name] for name in names] == pytest.approx(means)
+    assert [numbers[name] for name in names] == pytest.approx(expected.tolist())
+
+
+def test_the_ends_of_a_mean_of_folds_add_up_as_errors_do():
+    folds = [
+        MeasuredValue(1, n=3, low=0.7, high=1.4, method="t", groups=2),
+        MeasuredValue(2, n=5, low=1.7, high=2.4, method="t", groups=2),
+    ]
+    number = measured(retrieval.mean_of_folds(folds))
+    assert (number, number.n, number.groups, number.method) == (1.5, 8, 4, "t")
+    below = math.sqrt(2 * 0.3**2) / 2
+    above = math.sqrt(2 * 0.4**2) / 2
+    assert ends(number) == pytest.approx((1.5 - below, 1.5 + above))
+    assert retrieval.mean_of_folds([1.0, 2.0, 6.0]) == 3.0
+    assert not isinstance(retrieval.mean_of_folds([1.0, folds[0]]), MeasuredValue)
