@@ -16,15 +16,15 @@ from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import SharedError
 from helpers.number_task import CONFIG, no_bad_samples, step_folder, trainer_of
 
-BAD_STEP = 6  # counted from 0
+BAD_STEP = 3  # counted from 0
 RUN_CONFIG = replace(
     CONFIG,
-    steps=12,
+    steps=6,
     batch_size=10,
     accumulation=2,
-    log_every=12,
-    save_every=12,
-    val_every=12,
+    log_every=6,
+    save_every=6,
+    val_every=6,
     weight_decay=0.1,
     lr=0.02,
     warmup=0.1,
@@ -120,10 +120,17 @@ def differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     return [name for name in expected if not torch.equal(tensors[name], expected[name])]
 
 
-@pytest.mark.parametrize("is_delayed", [False, True])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "block_muon"])
-@pytest.mark.parametrize("bad_value", [NAN, INF])
-@pytest.mark.parametrize("bad_index", [0, 1])
+@pytest.mark.parametrize(
+    ("optimizer", "bad_value", "bad_index", "is_delayed"),
+    [
+        ("adamw", NAN, 0, False),
+        ("adamw", INF, 1, True),
+        ("muon", INF, 1, False),
+        ("muon", NAN, 0, True),
+        ("block_muon", NAN, 1, False),
+        ("block_muon", INF, 0, True),
+    ],
+)
 def test_stopped_run_holds_the_state_before_the_step(
     tmp_path: Path, monkeypatch, optimizer, bad_value, bad_index, is_delayed
 ):
@@ -170,17 +177,19 @@ def test_delayed_check_changes_nothing_in_a_finite_run(tmp_path: Path, optimizer
 
 
 @pytest.mark.parametrize("is_delayed", [False, True])
-def test_non_finite_gradient_is_reported_as_such(tmp_path: Path, is_delayed):
-    trainer = new_trainer(tmp_path / "run", net=SteepNet, is_delayed=is_delayed)
-    with pytest.raises(SharedError, match=r"^gradient norm is not finite at step 0"):
-        trainer.fit(batches(None), [], no_bad_samples(tmp_path / "run"))
-
-
-@pytest.mark.parametrize("is_delayed", [False, True])
-def test_non_finite_loss_with_finite_gradients_stops_too(tmp_path: Path, is_delayed):
-    trainer = new_trainer(tmp_path / "run", net=DetachedNet, is_delayed=is_delayed)
-    with pytest.raises(SharedError, match=f"^loss is not finite at step {BAD_STEP}"):
-        trainer.fit(batches(INF), [], no_bad_samples(tmp_path / "run"))
+@pytest.mark.parametrize(
+    ("net", "bad_value", "problem"),
+    [
+        (SteepNet, None, "gradient norm is not finite at step 0"),
+        (DetachedNet, INF, f"loss is not finite at step {BAD_STEP}"),
+    ],
+)
+def test_loss_or_gradient_alone_that_is_not_finite_stops_too(
+    tmp_path: Path, net, bad_value, problem, is_delayed
+):
+    trainer = new_trainer(tmp_path / "run", net=net, is_delayed=is_delayed)
+    with pytest.raises(SharedError, match=f"^{problem}"):
+        trainer.fit(batches(bad_value), [], no_bad_samples(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("due", ["log_every", "save_every", "val_every"])
