@@ -12,10 +12,11 @@ import pytest
 
 from eve_vl.config import TaskConfig
 from eve_vl.config.kinds import all_kinds
+from helpers.source_trees import PACKAGE, ROOT, parsed, refuse
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "eve_vl"
 HEADING = "## Where things live"
+# `from eve_vl import Eve` imports torch, `import eve_vl` does not
+ALLOWED_IN_FUNCTION = ("__init__", "eve")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def module_name(path: Path) -> str:
 
 
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TASKS = set(all_kinds(TaskConfig, "tasks"))
 
 
 def room(module: str) -> str:
@@ -44,14 +46,9 @@ def room(module: str) -> str:
 
 
 @cache
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
-@cache
 def imports(path: Path) -> list[Import]:
     """Return what a file imports, also inside functions and by a string for import_module."""
-    tree = parse(path)
+    tree = parsed(path)
     in_functions: set[int] = set()
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -77,8 +74,12 @@ def imported_names(node: ast.AST) -> Iterator[str]:
         yield node.value
 
 
-def imports_of_package(path: Path) -> list[Import]:
-    return [imported for imported in imports(path) if imported.module in FILES]
+def imports_of_package() -> Iterator[tuple[str, Import]]:
+    """Yield each file's module with each import from the package."""
+    for module, path in FILES.items():
+        for imported in imports(path):
+            if imported.module in FILES:
+                yield module, imported
 
 
 def rooms_in_order() -> list[str]:
@@ -90,39 +91,30 @@ def rooms_in_order() -> list[str]:
     return [Path(path).relative_to("eve_vl").with_suffix("").name for path in paths]
 
 
-ROOMS = rooms_in_order()
-# `from eve_vl import Eve` imports torch, `import eve_vl` does not
-ALLOWED_IN_FUNCTION = {("__init__", "eve")}
-
-
 def test_list_of_rooms_equals_disk():
-    rooms = {room(module) for module in FILES}
-    assert len(ROOMS) == len(set(ROOMS)), "a room is listed twice"
-    assert set(ROOMS) == rooms
+    assert sorted(rooms_in_order()) == sorted({room(module) for module in FILES})
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_imports_come_from_rooms_above(module):
-    own_room = room(module)
-    for imported in imports_of_package(FILES[module]):
-        other_room = room(imported.module)
-        if (own_room, other_room) in ALLOWED_IN_FUNCTION:
+def test_imports_come_from_rooms_above():
+    order = rooms_in_order()
+    offenders = []
+    for module, imported in imports_of_package():
+        importing_room = room(module)
+        imported_room = room(imported.module)
+        if (importing_room, imported_room) == ALLOWED_IN_FUNCTION:
             assert imported.is_in_function
-            continue
-        is_above = ROOMS.index(other_room) < ROOMS.index(own_room)
-        assert is_above or other_room == own_room, f"{module} imports {imported.module}"
+        elif order.index(imported_room) > order.index(importing_room):
+            offenders.append(f"{module} imports {imported.module}")
+    refuse(offenders)
 
 
 def test_no_circle_of_files():
     """A folder's __init__ may collect its files; a file that imports the folder then closes a
     circle."""
-    remaining: dict[str, set[str]] = {}
-    for module, path in FILES.items():
-        remaining[module] = {
-            imported.module
-            for imported in imports_of_package(path)
-            if (room(module), room(imported.module)) not in ALLOWED_IN_FUNCTION
-        }
+    remaining: dict[str, set[str]] = {module: set() for module in FILES}
+    for module, imported in imports_of_package():
+        if (room(module), room(imported.module)) != ALLOWED_IN_FUNCTION:
+            remaining[module].add(imported.module)
     while remaining:
         free = {module for module, needs in remaining.items() if not needs & remaining.keys()}
         assert free, f"a circle among {sorted(remaining)}"
@@ -132,12 +124,13 @@ def test_no_circle_of_files():
 
 def test_system_is_imported_from_its_own_folder_only():
     """EVE can be read without the related systems, and each of them without the others."""
-    for module, path in FILES.items():
-        system = ".".join(module.split(".")[:3])
-        for imported in imports_of_package(path):
-            if imported.module.startswith("eve_vl.systems."):
-                is_own = f"{imported.module}.".startswith(f"{system}.")
-                assert is_own, f"{module} imports {imported.module}"
+    offenders = []
+    for module, imported in imports_of_package():
+        if imported.module.startswith("eve_vl.systems."):
+            system = ".".join(module.split(".")[:3])
+            if not f"{imported.module}.".startswith(f"{system}."):
+                offenders.append(f"{module} imports {imported.module}")
+    refuse(offenders)
 
 
 @pytest.mark.parametrize(
@@ -162,30 +155,29 @@ def test_library_stays_in_its_rooms(library, rooms):
     assert users == rooms
 
 
-@pytest.mark.parametrize("name", ["config", "recipes"])
-def test_room_needs_no_tensors(name):
+def test_config_and_recipes_need_no_tensors():
     for module, path in FILES.items():
-        if room(module) == name:
+        if room(module) in ("config", "recipes"):
             libraries = {imported.module.split(".")[0] for imported in imports(path)}
             assert not libraries & {"torch", "numpy", "torchvision"}, module
 
 
-TASKS = list(all_kinds(TaskConfig, "tasks"))
-
-
 def test_training_loop_names_no_task():
-    assert {"masked_signal", "retrieval"} <= set(TASKS)
+    assert {"masked_signal", "retrieval"} <= TASKS
     for path in (PACKAGE / "train").glob("*.py"):
         for name in TASKS:
             assert not re.search(rf"\b{name}\b", path.read_text()), path
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_nothing_outside_compares_names_of_tasks(module):
+def test_nothing_outside_compares_names_of_tasks():
     """A room asks a task what it offers, never which task it is."""
-    if room(module) in ("tasks", "systems"):
-        return
-    for node in ast.walk(parse(FILES[module])):
-        if isinstance(node, ast.Compare | ast.MatchValue):
-            words = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
-            assert not words & set(TASKS), f"{module}:{node.lineno}"
+    offenders = []
+    for module, path in FILES.items():
+        if room(module) in ("tasks", "systems"):
+            continue
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Compare | ast.MatchValue):
+                words = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                if words & TASKS:
+                    offenders.append(f"{module}:{node.lineno}")
+    refuse(offenders)

@@ -1,97 +1,76 @@
-"""Plain code: packed assignments, products that choose a text or a list, names that say nothing.
-
-Each test lists all offenders with file and line.
-"""
+"""Plain code: packed assignments, products that choose a text or a list, names that say nothing."""
 
 import ast
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-CODE = sorted(
-    path for folder in ("eve_vl", "tests", "examples") for path in (ROOT / folder).rglob("*.py")
-)
+from helpers.source_trees import ROOT, parsed, place, refuse
+
 VAGUE_NAMES = {
     *("found", "each", "given", "made", "kept", "own", "one", "more", "others"),
     *("what", "this", "that", "over", "like"),
 }
 
 
-def packed_assignments(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Yield assignments of several values at once, except swaps."""
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
-            continue
-        for target in node.targets:
-            if isinstance(target, ast.Tuple) and not _is_swap(target, node.value):
-                yield node.lineno, "assigns several values at once; write a line for each"
+def problems(node: ast.AST) -> Iterator[str]:
+    """Yield what is not plain about a node."""
+    match node:
+        case ast.Assign(targets=targets, value=ast.Tuple() as value):
+            if any(isinstance(target, ast.Tuple) for target in targets) and not _is_swap(node):
+                yield f"assigns {ast.unparse(value)} at once; write a line for each"
+        case ast.BinOp(op=ast.Mult(), left=left, right=right):
+            is_choice = _is_sequence(left) and _is_condition(right)
+            if is_choice or (_is_sequence(right) and _is_condition(left)):
+                yield "multiplies by a condition; write an if"
+        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+            if name in VAGUE_NAMES:
+                yield f"{name} says nothing; write what it is"
 
 
-def _is_swap(target: ast.Tuple, value: ast.Tuple) -> bool:
+def _is_swap(node: ast.Assign) -> bool:
     """Return whether the same names stand on both sides."""
-    return {ast.unparse(name) for name in target.elts} == {ast.unparse(name) for name in value.elts}
+    sides = [ast.unparse(side).strip("()").split(", ") for side in (*node.targets, node.value)]
+    return all(sorted(side) == sorted(sides[0]) for side in sides)
 
 
-def chosen_by_product(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Yield texts and lists times a condition."""
-    conditions = (ast.Compare, ast.BoolOp)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult):
-            continue
-        for sequence, factor in ((node.left, node.right), (node.right, node.left)):
-            is_text = isinstance(sequence, ast.JoinedStr) or (
-                isinstance(sequence, ast.Constant) and isinstance(sequence.value, str)
-            )
-            is_condition = isinstance(factor, conditions) or (
-                isinstance(factor, ast.Call) and ast.unparse(factor.func) == "bool"
-            )
-            if is_condition and (is_text or isinstance(sequence, ast.List)):
-                yield node.lineno, "multiplies by a condition; write an if"
+def _is_sequence(node: ast.AST) -> bool:
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str)
+    return isinstance(node, ast.JoinedStr | ast.List)
 
 
-def vague_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Yield names of variables and arguments that say nothing about the thing."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            name = node.id
-        elif isinstance(node, ast.arg):
-            name = node.arg
-        else:
-            continue
-        if name in VAGUE_NAMES:
-            yield node.lineno, f"{name} says nothing; write what it is"
+def _is_condition(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return ast.unparse(node.func) == "bool"
+    return isinstance(node, ast.Compare | ast.BoolOp)
 
 
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
-@pytest.mark.parametrize("rule", [packed_assignments, chosen_by_product, vague_names])
-def test_code_is_plain(rule: Callable[[ast.Module], Iterator[tuple[int, str]]]):
-    offenders = [
-        f"{path.relative_to(ROOT)}:{line}: {problem}"
-        for path in CODE
-        for line, problem in rule(parsed(path))
-    ]
-    assert not offenders, f"{len(offenders)} offenders:\n" + "\n".join(offenders)
+def test_code_is_plain():
+    offenders = []
+    for folder in ("eve_vl", "tests", "examples"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(parsed(path)):
+                for problem in problems(node):
+                    offenders.append(f"{place(path, getattr(node, 'lineno', 0))}: {problem}")
+    refuse(offenders)
 
 
 @pytest.mark.parametrize(
-    ("rule", "code", "is_plain"),
+    ("code", "is_plain"),
     [
-        (packed_assignments, "a, b = f(), g()", False),
-        (packed_assignments, "a, b = pair", True),
-        (packed_assignments, "a, b = b, a", True),
-        (chosen_by_product, "text = 's' * (n > 1)", False),
-        (chosen_by_product, "xs = [x] * bool(x)", False),
-        (chosen_by_product, "line = '-' * width", True),
-        (vague_names, "for each in rows: pass", False),
-        (vague_names, "for row in rows: pass", True),
+        ("a, b = f(), g()", False),
+        ("a, b = pair", True),
+        ("a, b = b, a", True),
+        ("a[0], a[1] = a[1], a[0]", True),
+        ("text = 's' * (n > 1)", False),
+        ("xs = [x] * bool(x)", False),
+        ("line = '-' * width", True),
+        ("for each in rows: pass", False),
+        ("def f(given): pass", False),
+        ("for row in rows: pass", True),
     ],
 )
-def test_the_rules_see_what_they_should(rule, code: str, is_plain: bool):
-    assert (not list(rule(ast.parse(code)))) == is_plain
+def test_the_rules_see_what_they_should(code, is_plain):
+    num_problems = sum(len([*problems(node)]) for node in ast.walk(ast.parse(code)))
+    assert (num_problems == 0) == is_plain
