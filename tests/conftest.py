@@ -29,15 +29,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on the network
 
 
 def pytest_collection_finish() -> None:
-    """Spare full garbage collections the objects of all modules and tests: runs collect several
-    times, 0.2 s each.
-
-    From here on nothing is compiled into files: tests write the same module twice within a second.
-    """
-    gc.collect()
-    gc.freeze()
+    """Stop compiling into files: tests write the same module twice within a second."""
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_objects() -> None:
+    """Spare garbage collections the objects of all imported modules: a run collects several times,
+    0.2 s each time."""
+    gc.collect()
+    gc.freeze()
 
 
 Completed = subprocess.CompletedProcess[str]

@@ -20,7 +20,7 @@ import numpy as np
 
 from eve_vl.metrics.topk import top_candidates_of_blocks
 from eve_vl.search.database import Database
-from eve_vl.search.fusion import Ranked
+from eve_vl.search.fusion import Nearest, Ranked
 from eve_vl.search.index_files import index_errors
 from eve_vl.search.query_vectors import Target, encode_texts, known_ids
 from eve_vl.utils.errors import UserError
@@ -133,23 +133,35 @@ def hit_fits(
 ) -> np.ndarray | None:
     """Return the fits of hits, (K,), None without a background.
 
-    A fit is at least that of each hit with a lower cosine. background: the fact, perhaps empty.
+    A fit is at least that of each image with a lower cosine among the nearest, as many for any
+    number of hits. background: the fact, perhaps empty.
     """
     facts = background.get("image" if target.by_image else "text")
-    if facts is None or target.vector_d is None:
+    if facts is None or target.vector_d is None or ranked.nearest is None:
         return None
+    nearest = ranked.nearest
+    fit_K = _fits(database, facts, Nearest(ranked.slots_K, ranked.scores_K), target)
+    nearest_fits = _fits(database, facts, nearest, target)
+    # nearest first, so the best fit among an image and those with lower cosines is to its right
+    best_from_here = np.maximum.accumulate(nearest_fits[::-1])[::-1]
+    first_lower_K = np.searchsorted(-nearest.scores_K, -ranked.scores_K, side="right")
+    has_lower_K = first_lower_K < len(best_from_here)
+    fit_K[has_lower_K] = np.maximum(fit_K[has_lower_K], best_from_here[first_lower_K[has_lower_K]])
+    return fit_K
+
+
+def _fits(database: Database, facts: dict[str, Any], slots: Nearest, target: Target) -> np.ndarray:
+    """Return the share of background scores below that of each slot, (K,)."""
+    assert target.vector_d is not None
     mean_d = np.array(facts["mean"], np.float32)
-    image_Kd = database.images.take(ranked.slots_K)
+    image_Kd = database.images.take(slots.slots_K)
     if target.by_image:
         score_K = _cosines(image_Kd - mean_d, target.vector_d[None] - mean_d)[:, 0]
     else:
         score_spread, known_spread = facts["spread"]
-        cosine_K = ranked.scores_K - image_Kd @ mean_d
+        cosine_K = slots.scores_K - image_Kd @ mean_d
         score_K = _z_score(cosine_K, score_spread) + _z_score(target.known, known_spread)
-    fit_K = np.searchsorted(facts["scores"], score_K) / len(facts["scores"])
-    order_K = np.argsort(ranked.scores_K)
-    fit_K[order_K] = np.maximum.accumulate(fit_K[order_K])
-    return fit_K
+    return np.searchsorted(facts["scores"], score_K) / len(facts["scores"])
 
 
 def _cosines(first_Ad: np.ndarray, second_Bd: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Reciprocal rank fusion of the hits by words and by vectors.
 
-Literal matches come first; fusion orders these and the others by the sum of 1 / (RRF + rank) by
-words and by vectors (Cormack et al. 2009).
+Images with a caption that is the query come first, then other literal matches; fusion orders each
+of these groups and the rest by the sum of 1 / (RRF + rank) by words and by vectors (Cormack et al.
+2009).
 
 Letters: N slots, K hits.
 """
@@ -26,6 +27,10 @@ class Nearest(NamedTuple):
     scores_K: np.ndarray
     """Cosines with the query."""
 
+    def first(self, num: int) -> "Nearest":
+        """Return the best `num`."""
+        return Nearest(self.slots_K[:num], self.scores_K[:num])
+
 
 class Ranked(NamedTuple):
     """Slots of hits, best first."""
@@ -34,6 +39,9 @@ class Ranked(NamedTuple):
     scores_K: np.ndarray
     """Cosines with the query; NaN without its vector."""
     is_literal_K: np.ndarray
+    nearest: Nearest | None = None
+    """The DEPTH slots nearest to the query's vector, whatever the number of hits; None without
+    one."""
 
 
 def fuse(
@@ -53,12 +61,13 @@ def fuse(
         if nearest is None:
             return Ranked(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, dtype=bool))
         slots_K = nearest.slots_K[:num]
-        return Ranked(slots_K, nearest.scores_K[:num], np.zeros(len(slots_K), dtype=bool))
+        is_literal_K = np.zeros(len(slots_K), dtype=bool)
+        return Ranked(slots_K, nearest.scores_K[:num], is_literal_K, nearest.first(DEPTH))
     matched_slots = matches.slots_W[:MOST_MATCHES]
     if nearest is None:
         slots_K = matched_slots[:num]
         no_scores_K = np.full(len(slots_K), np.nan)
-        return Ranked(slots_K, no_scores_K, matches.tier_N[slots_K] == LITERAL)
+        return Ranked(slots_K, no_scores_K, matches.tier_N[slots_K] <= LITERAL)
 
     further_slots = np.setdiff1d(matched_slots, nearest.slots_K)
     further_scores = vectors.take(further_slots) @ target.vector_d
@@ -71,9 +80,9 @@ def fuse(
     word_place_K = np.where(lacks_words_K, 1, matches.place_N[slots_K])
     fused_K = 1 / (RRF + word_place_K) + 1 / (RRF + vector_place_K)
 
-    is_literal_K = matches.tier_N[slots_K] == LITERAL
-    comes_second_K = ~is_literal_K
+    group_K = np.minimum(matches.tier_N[slots_K], LITERAL + 1)
+    is_literal_K = group_K <= LITERAL
     if target.by_image:
-        comes_second_K = np.zeros(len(slots_K), dtype=bool)
-    best_K = np.lexsort((-scores_K, -fused_K, comes_second_K))[:num]
-    return Ranked(slots_K[best_K], scores_K[best_K], is_literal_K[best_K])
+        group_K = np.zeros(len(slots_K))
+    best_K = np.lexsort((-scores_K, -fused_K, group_K))[:num]
+    return Ranked(slots_K[best_K], scores_K[best_K], is_literal_K[best_K], nearest.first(DEPTH))

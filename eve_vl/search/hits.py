@@ -8,7 +8,7 @@ from typing import NamedTuple
 from eve_vl.search.database import Database
 from eve_vl.search.filters import Filter
 from eve_vl.search.fit import BACKGROUND_FACT, FITS, hit_fits
-from eve_vl.search.fusion import Ranked
+from eve_vl.search.fusion import DEPTH, Ranked
 from eve_vl.search.query import Query
 from eve_vl.search.query_vectors import Target
 from eve_vl.search.search_options import SearchOptions
@@ -96,23 +96,23 @@ class Hit(Frozen):
 class Hits(list[Hit]):
     """The hits of a query, best first."""
 
-    def __init__(self, hits: Iterable[Hit] = (), note: str = ""):
-        """note: a sentence about quoted phrases that no caption has; else empty."""
+    def __init__(self, hits: Iterable[Hit] = (), *, nothing_fits: bool = False, note: str = ""):
+        """nothing_fits: whether neither words nor vectors found any of the first DEPTH hits, also
+        of those that were not asked for. note: a sentence about quoted phrases that no caption has;
+        else empty."""
         super().__init__(hits)
+        self.nothing_fits = nothing_fits
         self.note = note
-
-    @property
-    def nothing_fits(self) -> bool:
-        """Whether neither words nor vectors found any of them."""
-        return not any(hit.by for hit in self)
 
 
 class RankedQuery(NamedTuple):
-    """A query and the slots that a search found for it."""
+    """A query and the slots that a search found for it, at least DEPTH if there are as many."""
 
     query: Query
     target: Target
     ranked: Ranked
+    num_hits: int
+    """As many hits are read."""
 
 
 class NamedRow(NamedTuple):
@@ -127,7 +127,7 @@ RowsOfSlots = dict[tuple[int, str], list[NamedRow]]
 
 
 class Reason(NamedTuple):
-    """Why a hit was found."""
+    """Why a hit was found. It does not depend on the number of hits."""
 
     score: float | None
     by: str
@@ -141,37 +141,38 @@ def read_hits(
     ranked_queries: Sequence[RankedQuery],
     search_filter: Filter,
     options: SearchOptions,
-) -> list[list[Hit]]:
+) -> list[Hits]:
     """Return the hits of all queries, by one SQL query.
 
     Raises DamagedError.
     """
-    rows_of_slots = _read_rows(database, ranked_queries, search_filter, options.captions)
     background = {}
     if not options.captions:
         background = database.read_fact(BACKGROUND_FACT) or {}
-    hits_of_queries = []
+    reasons_of_queries = []
+    slots = set()
     for ranked_query in ranked_queries:
         reasons = _reasons(database, ranked_query, background, options)
-        hits = []
-        for slot, reason in reasons.items():
+        reasons_of_queries.append(reasons)
+        slots.update(list(reasons)[: ranked_query.num_hits])
+
+    rows_of_slots = _read_rows(database, slots, search_filter, options.captions)
+    hits_of_queries = []
+    for ranked_query, reasons in zip(ranked_queries, reasons_of_queries, strict=True):
+        first_reasons = list(reasons.values())[:DEPTH]
+        hits = Hits(nothing_fits=not any(reason.by for reason in first_reasons))
+        for slot, reason in list(reasons.items())[: ranked_query.num_hits]:
             hit = _hit(rows_of_slots, slot, reason, is_caption=options.captions)
-            if hit is not None and not _is_cut(hit, options.min_score):
+            if hit is not None:
                 hits.append(hit)
         hits_of_queries.append(hits)
     return hits_of_queries
 
 
 def _read_rows(
-    database: Database,
-    ranked_queries: Sequence[RankedQuery],
-    search_filter: Filter,
-    captions: bool,
+    database: Database, slots: Iterable[int], search_filter: Filter, captions: bool
 ) -> RowsOfSlots:
     """Return the images and captions of all slots of hits."""
-    slots = set()
-    for ranked_query in ranked_queries:
-        slots.update(ranked_query.ranked.slots_K.tolist())
     query = CAPTION_ROWS if captions else IMAGE_ROWS
     query = query.format(filter=search_filter.condition)
     values = [json.dumps(list(slots)), *search_filter.values, MOST_LISTED]
@@ -204,9 +205,10 @@ def _hit(rows: RowsOfSlots, slot: int, reason: Reason, *, is_caption: bool) -> H
     )
 
 
-def _is_cut(hit: Hit, min_fit: float) -> bool:
+def _is_cut(reason: Reason, min_fit: float) -> bool:
     """Return whether a hit without the query's words fits too little."""
-    return hit.by not in ("both", "words") and hit.fit is not None and hit.fit < min_fit
+    has_words = reason.by in ("both", "words")
+    return not has_words and reason.fit is not None and reason.fit < min_fit
 
 
 def _reasons(
@@ -215,8 +217,10 @@ def _reasons(
     background: dict,
     options: SearchOptions,
 ) -> dict[int, Reason]:
-    """Return why each hit was found, by slot, best first."""
-    query, target, ranked = ranked_query
+    """Return why each hit was found, by slot, best first, without those below `min_score`."""
+    query = ranked_query.query
+    target = ranked_query.target
+    ranked = ranked_query.ranked
     slots = ranked.slots_K.tolist()
     table = TEXT_WORDS if options.captions else IMAGE_WORDS
     words: dict[int, tuple[str, ...]] = dict.fromkeys(slots, ())
@@ -232,13 +236,15 @@ def _reasons(
         num_matched = sum(map(len, words[slot]))
         by_words = bool(words[slot]) and num_matched >= SHARE_OF_LETTERS * num_letters
         by_vector = has_vector and (fit is None or fit >= FITS)
-        reasons[slot] = Reason(
+        reason = Reason(
             score=float(ranked.scores_K[place]) if has_vector else None,
             by=_found_by(by_words, by_vector),
             words=words[slot],
             is_literal=bool(ranked.is_literal_K[place]),
             fit=fit,
         )
+        if not _is_cut(reason, options.min_score):
+            reasons[slot] = reason
     return reasons
 
 

@@ -20,7 +20,8 @@ from eve_vl.search.cells import update_cells
 from eve_vl.search.database import Database
 from eve_vl.search.filters import search_filter, slots_that_pass
 from eve_vl.search.fit import measure_background
-from eve_vl.search.hits import Hits, RankedQuery, read_hits
+from eve_vl.search.fusion import DEPTH
+from eve_vl.search.hits import Hit, Hits, RankedQuery, read_hits
 from eve_vl.search.index_files import DATABASE, index_errors
 from eve_vl.search.query import Query
 from eve_vl.search.query_vectors import Target, search_targets
@@ -239,14 +240,16 @@ class Index:
             self.num_reranked(query, image, search_options)
             for query, image in zip(queries, images, strict=True)
         ]
-        num = max(search_options.top, *nums_reranked)
-        ranked = self._ranking.rank(parsed, targets, is_wanted_N, num, search_options)
-        ranked_queries = list(map(RankedQuery, parsed, targets, ranked))
+        nums_hits = [max(search_options.top, num) for num in nums_reranked]
+        # why a hit was found must not depend on the number of hits, so more are ranked than read
+        num_ranked = max(DEPTH, *nums_hits)
+        ranked = self._ranking.rank(parsed, targets, is_wanted_N, num_ranked, search_options)
+        ranked_queries = list(map(RankedQuery, parsed, targets, ranked, nums_hits))
         hits_of_queries = read_hits(self.database, ranked_queries, wanted, search_options)
         results = []
         for row, hits in enumerate(hits_of_queries):
             note = self._note(parsed[row], targets[row], is_wanted_N, search_options)
-            best = hits
+            best: list[Hit] = hits
             if nums_reranked[row]:
                 image = images[row]
                 best = rerank(
@@ -257,7 +260,9 @@ class Index:
                     self.image,
                     captions=search_options.captions,
                 )
-            results.append(Hits(best[: search_options.top], note))
+            results.append(
+                Hits(best[: search_options.top], nothing_fits=hits.nothing_fits, note=note)
+            )
         return results
 
     def num_reranked(

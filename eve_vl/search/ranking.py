@@ -44,7 +44,7 @@ class Ranking:
         One pass over the index serves all queries without excluded words.
         """
         has_words_N = self._has_words(is_wanted_N, options)
-        num_nearest = num if options.by == "vectors" else max(num, DEPTH)
+        num_nearest = max(num, DEPTH)
         vectors = self.database.texts if options.captions else self.database.images
         ranked: dict[int, Ranked] = {}
         for rows in _rows_of_passes(queries):

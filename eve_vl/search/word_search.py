@@ -16,13 +16,15 @@ from eve_vl.search.database import Database
 from eve_vl.search.index_files import index_errors
 from eve_vl.search.query import Query
 from eve_vl.search.schema import TOKENIZER
-from eve_vl.search.word_tables import IMAGE_WORDS, quoted
+from eve_vl.search.word_tables import IMAGE_WORDS, TEXT_WORDS, quoted
 
-# Tiers of matches: the query word by word in a caption or a name; all its words; some; none
-LITERAL = 0
-ALL = 1
-SOME = 2
-NONE = 3
+# Tiers of matches: a caption is the query; the query stands word by word in a caption or a name;
+# all its words; some; none
+EQUAL = 0
+LITERAL = 1
+ALL = 2
+SOME = 3
+NONE = 4
 
 STOP_WORDS = re.findall(r"\w+", "a an and at by for from in is it of on or the to with")
 MOST_RANKED = 4000  # matches that are ranked by bm25, at 2 µs each; more: in the order of slots
@@ -35,7 +37,7 @@ class Matches(NamedTuple):
     slots_W: np.ndarray
     """int64, best first."""
     tier_N: np.ndarray
-    """LITERAL, ALL or SOME by slot; NONE: no match."""
+    """EQUAL, LITERAL, ALL or SOME by slot; NONE: no match."""
     place_N: np.ndarray
     """Ranks from 1 by slot; equally good ones share a rank. Infinite without a match."""
 
@@ -64,6 +66,9 @@ def match_words(
         is_new_N = (sum_N > 0) & (tier_N == NONE) & is_wanted_N
         tier_N[is_new_N] = tier
         score_N[is_new_N] = sum_N[is_new_N]
+    for slot in _slots_with_equal_caption(database, table, query):
+        if slot < len(tier_N) and tier_N[slot] == LITERAL:
+            tier_N[slot] = EQUAL
     return _ranked(tier_N, score_N)
 
 
@@ -105,6 +110,28 @@ def _add_scores(
     is_known = slots < len(sum_N)  # an update may have added others meanwhile
     # FTS5's bm25 is negative
     sum_N[slots[is_known].astype(np.int64)] -= expression.weight * scores[is_known]
+
+
+def _slots_with_equal_caption(database: Database, table: str, query: Query) -> list[int]:
+    """Return the slots with a caption of the query's words only, whatever its case and marks."""
+    query_words = _words(query.text)
+    if not query.is_plain or not query_words:
+        return []
+    if table == IMAGE_WORDS:
+        slot = "image.slot"
+        tables = f"{TEXT_WORDS} JOIN caption ON caption.slot = {TEXT_WORDS}.rowid "
+        tables += "JOIN image ON image.id = caption.image"
+    else:
+        slot = "rowid"
+        tables = TEXT_WORDS
+    select = f"SELECT {slot}, text FROM {tables} WHERE {TEXT_WORDS} MATCH ? LIMIT ?"
+    # ^: captions that begin with the query
+    rows = database.rows(select, [f"^ {quoted(query.text)}", MOST_LISTED])
+    return [slot for slot, caption in rows if slot is not None and _words(caption) == query_words]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
 
 
 def _ranked(tier_N: np.ndarray, score_N: np.ndarray) -> Matches:
