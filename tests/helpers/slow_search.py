@@ -65,7 +65,7 @@ def text_feature(task: Any, ids: Tensor) -> Tensor:
 
 def _feature(task: Any, states_ND: Tensor, projection: Any) -> Tensor:
     state_D = states_ND[0]
-    if task.settings.pooling == "mean":
+    if getattr(task.settings, "pooling", "cls") == "mean":
         state_D = states_ND.mean(0)
     projected_d = projection.weight @ state_D
     return projected_d / projected_d.square().sum().sqrt()

@@ -1,6 +1,7 @@
 """Classification on tiny models: losses, labels, metrics and calls against slow loops."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,6 @@ from PIL import Image
 from eve_vl.config import Config
 from eve_vl.data.kinds.labels import LabeledExample, LabeledRows
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.records import Source
 from eve_vl.eve import Eve
 from eve_vl.run.loading import LoadedRun, build_untrained
 from eve_vl.tasks.classification.config import ClassificationConfig
@@ -24,9 +24,11 @@ from eve_vl.tasks.classifier.evaluation import Prediction
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import BadSampleError, UserError
+from helpers.random_weights import randomize
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, noise, tiny_tokenizer
 from helpers.tiny_runs import ids_of, image_tokens, tiny_run
 from helpers.tiny_tasks import rows_of
-from helpers.twins import ListSource, noise, randomize, tiny_config, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 CLASSES = ("blue", "green", "red")
@@ -51,18 +53,19 @@ def labeled(count: int, *, several: bool = False) -> ListSource[LabeledExample]:
     """Return rows of one label; if several, every second row has two."""
     rows = []
     for row in range(count):
-        labels = (CLASSES[row % 3], CLASSES[(row + 1) % 3])
-        if not several or row % 2 == 0:
-            labels = labels[:1]
-        example = LabeledExample(
-            image=noise(count, row), text=f"a circle {row}", labels=labels, where=f"rows:{row}"
+        labels = [CLASSES[row % 3]]
+        if several and row % 2:
+            labels.append(CLASSES[(row + 1) % 3])
+        image = noise(count, row)
+        text = f"a circle {row}"
+        rows.append(
+            LabeledExample(image=image, text=text, labels=tuple(labels), where=f"rows:{row}")
         )
-        rows.append(example)
     return ListSource(rows)
 
 
-def rows_to_train_on(config: Config, source: Source) -> LabeledRows:
-    return LabeledRows([source], config, TOKENIZER, training=True)
+def training_rows(config: Config, count: int, *, several: bool = False) -> LabeledRows:
+    return LabeledRows([labeled(count, several=several)], config, TOKENIZER, training=True)
 
 
 # Losses
@@ -73,12 +76,12 @@ def rows_to_train_on(config: Config, source: Source) -> LabeledRows:
 def test_the_loss_of_one_label_is_the_cross_entropy_of_each_row_alone(reads):
     config = config_of(reads)
     task = build(config)
-    dataset = rows_to_train_on(config, labeled(5))
+    dataset = training_rows(config, 5)
     losses = []
     for row in range(5):
         alone = dataset.collate([dataset[(0, 0, row)]])
-        weights = np.exp(task.predict(alone)[0][0].double().numpy())
-        losses.append(-np.log(weights[row % 3] / weights.sum()))
+        weights = task.predict(alone)[0][0].double().exp()
+        losses.append(-math.log(weights[row % 3] / weights.sum()))
     loss = task(rows_of(dataset, 5)).terms["classification"]
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-5)
 
@@ -87,35 +90,29 @@ def test_the_loss_of_one_label_is_the_cross_entropy_of_each_row_alone(reads):
 def test_the_loss_of_several_labels_is_a_sum_of_yes_and_no():
     config = config_of(multilabel=True)
     task = build(config)
-    batch: Any = rows_of(rows_to_train_on(config, labeled(4, several=True)), 4)
+    batch: Any = rows_of(training_rows(config, 4, several=True), 4)
     total = 0.0
     for logits, labels in zip(task.predict(batch)[0].tolist(), batch.labels, strict=True):
         for logit, name in zip(logits, CLASSES, strict=True):
-            probability = 1 / (1 + np.exp(-logit))
-            total -= np.log(probability if name in labels else 1 - probability)
+            sign = 1 if name in labels else -1
+            total += math.log(1 + math.exp(-sign * logit))
     assert task(batch).terms["classification"].item() == pytest.approx(total / 4, rel=1e-5)
 
 
 # Evaluation
 
 
-@pytest.mark.parametrize("reads", READS)
 @torch.no_grad()
-def test_evaluation_does_not_depend_on_batch_size(reads):
-    config = config_of(reads)
+def test_evaluation_does_not_depend_on_batch_size():
+    config = config_of("both")
     task = build(config)
     dataset = LabeledRows([labeled(11)], config, TOKENIZER, training=False)
     is_right = []
     for row, batch in enumerate(eval_loader(dataset, batch_size=1, rank=0, world=1)):
         is_right.append(int(task.predict(batch)[0].argmax()) == row % 3)
-    for size in (1, 4, 11):
+    for size in (1, 4):
         batches = eval_loader(dataset, batch_size=size, rank=0, world=1)
         assert evaluator_of(task).evaluate(batches)["acc"] == np.mean(is_right)
-
-
-def test_best_weights_are_chosen_by_the_metric_of_the_kind_of_labels():
-    assert evaluator_of(build(config_of())).main_metric == "balanced_acc"
-    assert evaluator_of(build(config_of(multilabel=True))).main_metric == "mean_ap"
 
 
 def prediction(
@@ -132,8 +129,7 @@ def test_unknown_labels_are_counted_and_reported():
     for row, labels in enumerate([("red",), ("rocket",), (), ("rocket", "red")]):
         predictions.append(prediction(row, [0.0, 0.0, 0.1], labels))
     numbers = evaluator.metrics(predictions)
-    assert numbers["num_rows"] == 3
-    assert numbers["num_unknown"] == 1
+    assert (numbers["num_rows"], numbers["num_unknown"]) == (3, 1)
     assert evaluator.warnings(numbers) == [
         "of 3 rows, 1 have no label that the run knows (classes.json): always wrong"
     ]
@@ -142,18 +138,25 @@ def test_unknown_labels_are_counted_and_reported():
     assert evaluator.warnings(without_unknown) == []
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_predictions_are_json_lines(several):
+@pytest.mark.parametrize(
+    ("several", "main_metric", "labels"),
+    [(False, "balanced_acc", [None, None]), (True, "mean_ap", [["green"], ["blue", "red"]])],
+)
+def test_the_kind_of_labels_decides_on_main_metric_and_prediction_file(
+    several, main_metric, labels
+):
     evaluator = evaluator_of(build(config_of(multilabel=several)))
+    assert evaluator.main_metric == main_metric
     predictions = [prediction(0, [0.1, 0.7, 0.2]), prediction(1, [0.6, 0.3, 0.5])]
-    first, second = map(json.loads, evaluator.prediction_file(predictions).splitlines())
-    assert (first["row"], first["label"]) == ("rows:0", "green")
-    assert (second["row"], second["label"]) == ("rows:1", "blue")
-    assert first["probability"] == pytest.approx(0.7)
-    assert ("labels" in first) == several
-    if several:
-        assert list(first["labels"]) == ["green"]
-        assert list(second["labels"]) == ["blue", "red"]
+    lines = []
+    for line in evaluator.prediction_file(predictions).splitlines():
+        lines.append(json.loads(line))
+    assert [line["row"] for line in lines] == ["rows:0", "rows:1"]
+    assert [line["label"] for line in lines] == ["green", "blue"]
+    assert [line["probability"] for line in lines] == pytest.approx([0.7, 0.6])
+    for line, expected in zip(lines, labels, strict=True):
+        assert ("labels" in line) == several
+        assert not several or list(line["labels"]) == expected
 
 
 def test_json_lines_follow_the_rows_of_all_sources():
@@ -165,9 +168,9 @@ def test_json_lines_follow_the_rows_of_all_sources():
         batches.append(dataset.collate([dataset[(0, source, row)] for row in range(11)]))
     text = evaluator.prediction_file(evaluator.predict_all(batches))
     lines = [json.loads(line) for line in text.splitlines()]
-    places = [(source, row) for source in range(2) for row in range(11)]
-    assert [(line["source"], line["position"]) for line in lines] == places
-    assert [line["row"] for line in lines] == [f"rows:{row}" for _, row in places]
+    for number, line in enumerate(lines):
+        source, row = divmod(number, 11)
+        assert (line["source"], line["position"], line["row"]) == (source, row, f"rows:{row}")
     for row, line in enumerate(lines[:3]):
         (alone,) = evaluator.predict_all([dataset.collate([dataset[(0, 0, row)]])])
         assert line["label"] == alone.label
@@ -208,18 +211,17 @@ def test_rows_whose_labels_do_not_fit_are_refused(tmp_path: Path):
             Classification.prepare(config, [source], None)
 
 
-def test_an_unknown_label_of_a_training_row_is_refused():
+def test_a_training_row_with_an_unknown_label_or_without_the_input_is_refused():
     config = config_of()
-    batch: Any = rows_of(rows_to_train_on(config, labeled(3)), 3)
+    batch: Any = rows_of(training_rows(config, 3), 3)
     batch = replace(batch, labels=(("red",), ("reed",), ("blue",)))
     with pytest.raises(UserError, match=r"^rows:1: the label 'reed'; did you mean 'red'\?"):
         build(config)(batch)
 
-
-def test_a_row_without_the_input_of_the_task_is_unusable():
     row = LabeledExample(image=None, text="x", labels=("red",), where="rows:0")
+    dataset = LabeledRows([ListSource([row])], config, TOKENIZER, training=True)
     with pytest.raises(BadSampleError, match=r"rows:0: no image, but task.inputs is image"):
-        rows_to_train_on(config_of(), ListSource([row])).load(0, 0, 0)
+        dataset.load(0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -237,10 +239,10 @@ def test_one_label_per_row_with_multilabel_is_reported(multilabel, several, num_
 
 def tiny_eve(reads: str) -> Any:
     config = config_of(reads)
-    run = LoadedRun(
-        config=config, tokenizer=TOKENIZER, task=build(config), step=1, folder=Path("tiny")
+    task = build(config)
+    return Eve(
+        LoadedRun(config=config, tokenizer=TOKENIZER, task=task, step=1, folder=Path("tiny"))
     )
-    return Eve(run)
 
 
 @pytest.mark.parametrize("reads", READS)
@@ -265,12 +267,15 @@ def test_classify_gives_the_probabilities_of_the_head(reads):
     assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
 
 
-def test_classify_refuses_inputs_that_the_run_does_not_read():
+def test_calls_refuse_what_the_run_does_not_read():
     eve = tiny_eve("image")
     with pytest.raises(UserError, match="classify: this run reads image; give the image"):
         eve.classify()
     with pytest.raises(UserError, match="classify: this run reads image; leave out the text"):
         eve.classify(IMAGE, "red")
+    with pytest.raises(UserError, match="explain: this run reads images only; leave out text"):
+        eve.explain(IMAGE, TEXT)
+    assert "explain" not in tiny_eve("text").calls
     message = "classify: .* allows encode_image, encode_text, answer.*demo_classification --init"
     with pytest.raises(UserError, match=message):
         Eve(tiny_run("vqa")).classify(IMAGE)
@@ -282,10 +287,6 @@ def test_a_run_that_reads_images_explains_a_label_without_text():
     assert (heatmap.score, heatmap.word, heatmap.block) == ('the label "red"', "[CLS]", 2)
     probabilities = {label.label: label.probability for label in eve.classify(IMAGE)}
     assert heatmap.probability == pytest.approx(probabilities["red"], rel=1e-5)
-    message = "explain: this run reads images only; leave out text, word and right"
-    with pytest.raises(UserError, match=message):
-        eve.explain(IMAGE, TEXT)
-    assert "explain" not in tiny_eve("text").calls
 
 
 COLORS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (30, 40, 220)}
@@ -296,7 +297,7 @@ def test_a_folder_per_class_is_learnt_from_the_command_line(eve, pretrained, tmp
     data = tmp_path / "colors"
     for name, color in COLORS.items():
         (data / name).mkdir(parents=True)
-        for number in range(24):
+        for number in range(8):
             noise_HW3 = np.random.default_rng(number).normal(0, 15, (16, 16, 3))
             pixels = np.clip(np.array(color) + noise_HW3, 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(data / name / f"{number}.png")
@@ -310,7 +311,7 @@ def test_a_folder_per_class_is_learnt_from_the_command_line(eve, pretrained, tmp
         "train.steps": 60,
         "train.lr": 3e-3,
         "train.val-every": 60,
-        "train.batch-size": 24,
+        "train.batch-size": 12,
         "train.dtype": "float32",
     }
     words = ["finetune", "demo_classification", "--task.no-multilabel"]
@@ -324,11 +325,9 @@ def test_a_folder_per_class_is_learnt_from_the_command_line(eve, pretrained, tmp
     done = eve("classify", run, data / "red/3.png", "--json", tmp_path / "out.json")
     assert done.stdout.split()[1] == "red"
     assert json.loads((tmp_path / "out.json").read_text())["labels"][0]["label"] == "red"
-    assert eve("evaluate", "classification", run, "--data", data).returncode == 0
 
     page = (run / "report.html").read_text()
     assert "Confusion" in page
     diagonal = re.findall(r'class="own"[^>]*title="(\w+) predicted as \1: (\d+)"', page)
     assert {name for name, _ in diagonal} == COLORS.keys()
-    assert sum(int(count) for _, count in diagonal) > 0.9 * 72
-    assert page.count('class="own"') == 3
+    assert sum(int(count) for _, count in diagonal) > 0.9 * 24

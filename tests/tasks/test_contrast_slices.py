@@ -20,8 +20,9 @@ from eve_vl.tasks.contrast import negatives
 from eve_vl.tasks.contrast.keys import shares_key
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.retrieval.config import RetrievalConfig
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, pairs
 from helpers.tiny_tasks import TOKENIZER, build
-from helpers.twins import ListSource, pairs, tiny_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 contrast_benchmark = importlib.import_module("contrast")
@@ -103,13 +104,12 @@ SECTIONS = {
 }
 
 
-def gradients_of_second_step(case: str, num_micro_batches: int) -> dict[str, Tensor]:
-    """Return gradients of the second of two steps; rows share images, captions and labels."""
+def gradient_of_second_step(case: str, num_micro_batches: int) -> Tensor:
+    """Return the gradient of the second of two steps; rows share images, captions and labels."""
     task: Any = build(tiny_config(task=SECTIONS[case], model={"balance_weight": 0.0})).train()
-    source = pairs(16)
     rows = []
-    for row in range(16):
-        rows.append(replace(source[row], labels=("a", "b")[: 1 + row % 2], absent=("c",)))
+    for row, pair in enumerate(pairs(16)):
+        rows.append(replace(pair, labels=("a", "b")[: 1 + row % 2], absent=("c",)))
     dataset = type(task).dataset([ListSource(rows)], task.config, TOKENIZER, training=True)
     for step in range(2):
         task.zero_grad()
@@ -120,19 +120,22 @@ def gradients_of_second_step(case: str, num_micro_batches: int) -> dict[str, Ten
         for batch in task.before_step(batches):
             (task(batch).loss / num_micro_batches).backward()
         task.after_step(1.0)
-    return {name: part.grad for name, part in task.named_parameters() if part.grad is not None}
+    gradients = []
+    for parameter in task.parameters():
+        if parameter.grad is not None:
+            gradients.append(parameter.grad.flatten())
+    return torch.cat(gradients)
 
 
-@pytest.mark.parametrize("num_micro_batches", [1, 2])
-@pytest.mark.parametrize("case", SECTIONS)
+@pytest.mark.parametrize(
+    ("case", "num_micro_batches"),
+    [("memory", 1), ("memory", 2), ("diagonal", 1), ("global negatives", 2), ("labels", 2)],
+)
 def test_a_step_by_slices_has_the_gradients_of_the_whole_one(case, num_micro_batches, monkeypatch):
-    whole = gradients_of_second_step(case, num_micro_batches)
+    whole = gradient_of_second_step(case, num_micro_batches)
     monkeypatch.setattr(objectives, "AT_ONCE", 24)
-    sliced = gradients_of_second_step(case, num_micro_batches)
-    assert whole.keys() == sliced.keys()
-    whole_vector = torch.cat([gradient.flatten() for gradient in whole.values()])
-    sliced_vector = torch.cat([gradient.flatten() for gradient in sliced.values()])
-    assert (whole_vector - sliced_vector).norm() <= 1e-6 * whole_vector.norm()
+    sliced = gradient_of_second_step(case, num_micro_batches)
+    assert (whole - sliced).norm() <= 1e-6 * whole.norm()
 
 
 # Negatives: each of six rows a hundred times, in slices of 250, 250 and 100
@@ -152,24 +155,21 @@ def test_hard_negatives_of_slices_follow_the_weights():
     image = features(6).detach()
     text = features(6).detach()
     temperature = torch.tensor(0.5)
-    image_counts = torch.zeros(6, 6)
-    text_counts = torch.zeros(6, 6)
-    for _ in range(10):
-        images, texts = negatives.hard(
-            KEYS, image.repeat(COPIES, 1), text.repeat(COPIES, 1), temperature
-        )
-        true_images, wrong_images, images_of_wrong_texts = images.chunk(3)
-        true_texts, texts_of_wrong_images, wrong_texts = texts.chunk(3)
-        for rows in (true_images, images_of_wrong_texts, true_texts, texts_of_wrong_images):
-            assert torch.equal(rows, ROW)
-        once = torch.ones(len(ROW))
-        image_counts.index_put_((ROW % 6, wrong_images % 6), once, accumulate=True)
-        text_counts.index_put_((ROW % 6, wrong_texts % 6), once, accumulate=True)
+    images, texts = negatives.hard(
+        KEYS, image.repeat(COPIES, 1), text.repeat(COPIES, 1), temperature
+    )
+    true_images, wrong_images, images_of_wrong_texts = images.chunk(3)
+    true_texts, texts_of_wrong_images, wrong_texts = texts.chunk(3)
+    for rows in (true_images, images_of_wrong_texts, true_texts, texts_of_wrong_images):
+        assert torch.equal(rows, ROW)
     is_match = shares_key(KEYS[:6], KEYS[:6])
-    for counts, similarity in ((image_counts, text @ image.T), (text_counts, image @ text.T)):
+    once = torch.ones(len(ROW))
+    for drawn, similarity in ((wrong_images, text @ image.T), (wrong_texts, image @ text.T)):
+        counts = torch.zeros(6, 6).index_put((ROW % 6, drawn % 6), once, accumulate=True)
+        assert not counts[is_match].any()
         weights = (similarity / temperature).exp().masked_fill(is_match, 0).float()
         expected = weights / weights.sum(1, keepdim=True)
-        torch.testing.assert_close(counts / (10 * COPIES), expected, rtol=0, atol=0.08)
+        torch.testing.assert_close(counts / COPIES, expected, rtol=0, atol=0.15)
 
 
 @pytest.mark.usefixtures("in_slices")
@@ -181,22 +181,21 @@ def test_a_row_that_matches_all_is_its_negative():
 
 
 @pytest.mark.usefixtures("in_slices")
-def test_half_of_the_texts_get_a_random_image_that_does_not_match():
+def test_random_negatives_never_match():
+    """Half of the texts get another image; each image gets its own text and two others."""
     images, texts = negatives.random_half(KEYS)
     assert torch.equal(texts, ROW)
     changed = images != ROW
     assert changed.sum() == len(ROW) // 2
     assert (KEYS[images] != KEYS)[changed].all()
 
-
-@pytest.mark.usefixtures("in_slices")
-def test_random_texts_begin_with_the_true_one_and_differ():
     images, texts = negatives.random_texts(KEYS, 3)
     assert torch.equal(images, ROW.repeat(3))
-    text_3B = texts.view(3, -1)
-    assert torch.equal(text_3B[0], ROW)
-    assert (KEYS[text_3B[1:]] != KEYS).all()
-    assert (text_3B[1] != text_3B[2]).all()
+    true_texts, second_texts, third_texts = texts.chunk(3)
+    assert torch.equal(true_texts, ROW)
+    assert (KEYS[second_texts] != KEYS).all()
+    assert (KEYS[third_texts] != KEYS).all()
+    assert (second_texts != third_texts).all()
 
 
 # Memory
@@ -212,15 +211,12 @@ def test_peak_memory_is_below_one_and_a_half_matrices(monkeypatch):
     partners = step.peaks("partners")
     assert partners["whole"] > 3.5
     assert partners["slices"] < 1.5
-    assert step.difference() < 1e-6
 
 
 def test_the_benchmark_prints_ratios(tmp_path: Path, monkeypatch, capsys):
     json_path = tmp_path / "ratios.json"
-    flags = ["--rows", "64", "--width", "4", "--rounds", "1", "--json"]
-    monkeypatch.setattr(sys, "argv", ["contrast.py", *flags, str(json_path)])
+    flags = ["--rows", "64", "--width", "4", "--rounds", "1", "--json", str(json_path)]
+    monkeypatch.setattr(sys, "argv", ["contrast.py", *flags])
     contrast_benchmark.main()
-    output = capsys.readouterr().out
-    assert "contrast  9." in output
-    assert "matrices" in output
+    assert "contrast  9." in capsys.readouterr().out
     assert json_path.is_file()
