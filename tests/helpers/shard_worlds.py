@@ -50,10 +50,8 @@ ODD = NOISE | {"embed_dim": 18, "num_experts": 6}
 STEPS_OF = {
     "masked": tiny_config(model=WIDE, train={"checkpoint_activations": True}),
     "frozen": tiny_config(model=NOISE, train={"freeze": ("encoder.*",)}),
-    "contrast and matching": tiny_config(model=NOISE, task=MATCHING),
     "accumulated": tiny_config(model=NOISE, task=MATCHING, train={"accumulation": 2}),
     "pair": tiny_config(model=NOISE, task=PairConfig(modality_dropout=False)),
-    "vqa": config_of("vqa", model=NOISE),
     "nlvr2": config_of("nlvr2_compare", model=NOISE),
     "odd": tiny_config(model=ODD),
 }
@@ -70,9 +68,9 @@ RUN = {
     "dtype": "float32",
 }
 MUON = RUN | {
-    "steps": 6,
-    "val_every": 3,
-    "save_every": 4,
+    "steps": 4,
+    "val_every": 2,
+    "save_every": 3,
     "optimizer": "muon",
     "clip_norm": 0.0,
     "ema_decay": 0.8,

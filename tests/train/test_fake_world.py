@@ -1,4 +1,4 @@
-"""One process of 512: shards are not padded, and all ranks make the same exchanges, those of the
+"""One process of 64: shards are not padded, and all ranks make the same exchanges, those of the
 formula."""
 
 from dataclasses import replace
@@ -15,15 +15,15 @@ from eve_vl.train.muon import orthogonalize
 from eve_vl.train.shard import local_shard
 from helpers.fake_world import Exchange, Exchanges, exchanges_of_a_step, sharded, world
 
-SIZE = 512
+SIZE = 64
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("per_machine", [8, SIZE])
 def test_no_process_has_more_than_its_share(per_machine: int):
-    """Shards of 32 experts over 512 processes would be padded to 512 experts."""
+    """Shards of 32 experts over 64 processes would be padded to 64 experts."""
     config = get_recipe("base")
-    config = replace(config, model=replace(config.model, depth=3))
+    config = replace(config, model=replace(config.model, depth=2, num_deep_blocks=1))
     layout = Layout(gpus=per_machine, machines=SIZE // per_machine, shards=True)
     with world(0, SIZE, per_machine), sharded(config) as task:
         share = sum(parameter.numel() for parameter in task.parameters()) / per_machine
@@ -46,12 +46,12 @@ def test_all_ranks_make_the_same_exchanges():
     config = get_recipe("demo")  # with block_muon
     config = replace(
         config,
-        model=replace(config.model, num_experts=32, depth=3),
+        model=replace(config.model, num_experts=32, depth=2, num_deep_blocks=1),
         train=replace(config.train, batch_size=4, dtype="float32"),
     )
     layout = Layout(gpus=8, machines=SIZE // 8, shards=True)
     exchanges_by_rank = {}
-    for rank in (0, 1, SIZE - 1):
+    for rank in (0, SIZE - 1):
         with world(rank, SIZE, 8), sharded(config) as task:
             exchanges_by_rank[rank] = exchanges_of_a_step(task)
             planned = step_traffic(config, task, layout)
