@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,8 @@ from helpers import shortcuts  # noqa: F401
 from helpers.forked import CONTEXT, PRELOAD, Forked
 
 torch.set_num_threads(1)  # two threads stall on shared cores
+# pytest listens to loggers that do not propagate, and torch then describes each step of a trace
+logging.getLogger("torch.__trace").propagate = True
 os.environ["OMP_NUM_THREADS"] = "1"
 # nohup, and a shell's &, have these ignored, here and in what tests start
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

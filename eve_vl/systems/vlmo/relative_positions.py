@@ -136,10 +136,12 @@ def _differences(x_BK: Tensor) -> Tensor:
 
 def _with_cls(row_BKK: Tensor, first: int) -> Tensor:
     """Prepend a [CLS] to table rows: `first` as query, + 1 as key, + 2 as both."""
+    B, K, _ = row_BKK.shape
+    # not by assignment, whose constant torch.export cannot name in a model that encodes twice
+    corner_B11 = row_BKK.new_full((B, 1, 1), first + 2)
+    cls_B1N = F.pad(corner_B11, (0, K), value=first)
     row_BKN = F.pad(row_BKK, (1, 0), value=first + 1)
-    row_BNN = F.pad(row_BKN, (0, 0, 1, 0), value=first)
-    row_BNN[:, 0, 0] = first + 2
-    return row_BNN
+    return torch.cat([cls_B1N, row_BKN], dim=1)
 
 
 def resize_distances(bias_SX: Tensor, side: int) -> Tensor:
