@@ -12,10 +12,11 @@ from eve_vl.data.image_refs import ImageBytes, ImageFile
 from eve_vl.data.kinds.statements import ImagesStatement
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.records import Source
-from helpers.color_cards import COLORS, encoded_card, guess_kind
+from helpers.color_cards import encoded_card, guess_kind
 from helpers.source_files import assert_refused, reasons, values_of, write_jsonl
 
 PAIR = ["images/red.png", "images/lime.png"]
+GOOD = {"images": PAIR, "sentence": "x", "label": "True"}
 
 
 def statements(path: Path, **options: Any) -> Source[ImagesStatement]:
@@ -23,20 +24,18 @@ def statements(path: Path, **options: Any) -> Source[ImagesStatement]:
 
 
 @pytest.mark.parametrize(
-    "columns",
+    ("columns", "text", "label"),
     [
-        ("image_left", "image_right"),
-        ("left_image", "right_image"),
-        ("left", "right"),
-        ("image_0", "image_1"),
-        ("image0", "image1"),
-        ("images",),
+        (("image_left", "image_right"), "sentence", "label"),
+        (("left_image", "right_image"), "statement", "labels"),
+        (("left", "right"), "caption", "answer"),
+        (("image_0", "image_1"), "sentence", "labels"),
+        (("image0", "image1"), "statement", "answer"),
+        (("images",), "caption", "label"),
     ],
 )
-@pytest.mark.parametrize("text", ["sentence", "statement", "caption"])
-@pytest.mark.parametrize("label", ["label", "labels", "answer"])
 def test_usual_columns_are_found(root: Path, columns: tuple[str, ...], text: str, label: str):
-    values = [PAIR] if len(columns) == 1 else PAIR
+    values = [PAIR] if columns == ("images",) else PAIR
     row = dict(zip(columns, values, strict=True)) | {text: "Both are red.", label: False}
     path = write_jsonl(root / "t.jsonl", [row])
     assert statements(path)[0] == ImagesStatement(
@@ -51,43 +50,44 @@ def test_usual_columns_are_found(root: Path, columns: tuple[str, ...], text: str
     assert guess_kind(path) == "statements"
 
 
-def test_labels_in_any_writing(root: Path):
+def test_labels_identifiers_and_groups(root: Path):
     labels = [True, "True", "true", " TRUE", 1, "1", False, "False", "fALSE", 0, "0", None, ""]
-    row = {"images": PAIR, "sentence": "x"}
-    rows = [row | {"label": label} for label in labels]
-    source = statements(write_jsonl(root / "t.jsonl", [*rows, row]))
-    assert values_of(source, "label") == [True] * 6 + [False] * 5 + [None] * 3
+    rows = [GOOD | {"label": label} for label in labels]
+    source = statements(write_jsonl(root / "t.jsonl", rows))
+    assert values_of(source, "label") == [True] * 6 + [False] * 5 + [None] * 2
 
-
-def test_identifiers_and_groups(root: Path):
-    ids = [{"identifier": f"dev-850-{pair}-2"} for pair in (0, 1)]
-    ids += [{"id": 7}, {"id": "a-b"}, {}]
-    rows = [{"images": PAIR, "sentence": "x", **fields} for fields in ids]
+    rows = [
+        GOOD | {"identifier": "dev-850-0-2"},
+        GOOD | {"identifier": "dev-850-1-2"},
+        GOOD | {"id": 7},
+        GOOD | {"id": "a-b"},
+        GOOD,
+    ]
     source = statements(write_jsonl(root / "t.jsonl", rows))
     assert values_of(source, "identifier") == ["dev-850-0-2", "dev-850-1-2", "7", "a-b", "4"]
     assert values_of(source, "group") == ["dev-850-2", "dev-850-2", "x", "x", "x"]
 
 
-@pytest.mark.parametrize("is_list", [True, False])
-def test_parquet(tmp_path: Path, is_list: bool):
-    cells = [{"bytes": encoded_card(color), "path": None} for color in COLORS[:2]]
-    images = {"images": [cells]} if is_list else {"image0": cells[:1], "image1": cells[1:]}
-    pq.write_table(pa.table({**images, "sentence": ["x"], "label": [True]}), tmp_path / "t.parquet")
-    row = statements(tmp_path / "t.parquet")[0]
-    assert row.left == ImageBytes(data=encoded_card("red"))
-    assert row.right == ImageBytes(data=encoded_card("lime"))
-    assert row.label is True
+@pytest.mark.parametrize("columns", [("images",), ("image0", "image1")])
+def test_parquet(tmp_path: Path, columns: tuple[str, ...]):
+    cells = [{"bytes": encoded_card(color), "path": None} for color in ("red", "lime")]
+    values = [cells] if columns == ("images",) else cells
+    row = dict(zip(columns, values, strict=True)) | {"sentence": "x", "label": True}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
+    (statement,) = statements(tmp_path / "t.parquet")
+    assert statement.left == ImageBytes(data=encoded_card("red"))
+    assert statement.right == ImageBytes(data=encoded_card("lime"))
+    assert statement.label is True
 
 
 def test_unusual_columns_must_be_named(root: Path):
     row = {"first": PAIR[0], "second": PAIR[1], "both": PAIR, "text": "x", "truth": 1}
     path = write_jsonl(root / "t.jsonl", [row])
     for image_column in ("first,second", "both"):
-        source = statements(
-            path, image_column=image_column, text_column="text", label_column="truth"
-        )
-        assert source[0].right == ImageFile(path=root / PAIR[1])
-        assert source[0].label is True
+        names = {"image_column": image_column, "text_column": "text", "label_column": "truth"}
+        (statement,) = statements(path, **names)
+        assert statement.right == ImageFile(path=root / PAIR[1])
+        assert statement.label is True
     problem_by_columns = {
         "first,secnd": r"no column 'secnd' \(did you mean 'second'\?\)",
         "a,b,c": "'a,b,c' names 3 columns, expected LIST or LEFT,RIGHT",
@@ -98,20 +98,19 @@ def test_unusual_columns_must_be_named(root: Path):
 
 
 def test_broken_rows_have_a_reason_each(root: Path):
-    good = {"images": PAIR, "sentence": "x", "label": "True"}
-    changes = [
-        {"label": "maybe"},
-        {"label": 2},
-        {"label": [True]},
-        {"images": PAIR[:1]},
-        {"images": PAIR[0]},
-        {"images": [PAIR[0], 7]},
-        {"images": [PAIR[0], None]},
-        {"sentence": ""},
-        {"sentence": 3},
-        {"identifier": [1]},
+    rows = [
+        GOOD,
+        GOOD | {"label": "maybe"},
+        GOOD | {"label": 2},
+        GOOD | {"label": [True]},
+        GOOD | {"images": PAIR[:1]},
+        GOOD | {"images": PAIR[0]},
+        GOOD | {"images": [PAIR[0], 7]},
+        GOOD | {"images": [PAIR[0], None]},
+        GOOD | {"sentence": ""},
+        GOOD | {"identifier": [1]},
+        {"images": PAIR},
     ]
-    rows = [good, *(good | change for change in changes), {"images": PAIR}]
     assert reasons(statements(write_jsonl(root / "t.jsonl", rows))) == [
         "t.jsonl:2: label is 'maybe', expected True or False",
         "t.jsonl:3: label is 2, expected True or False",
@@ -121,13 +120,9 @@ def test_broken_rows_have_a_reason_each(root: Path):
         "t.jsonl:7: image is int, expected a path",
         "t.jsonl:8: image is missing",
         "t.jsonl:9: statement is empty",
-        "t.jsonl:10: statement is int, expected text",
-        "t.jsonl:11: identifier is list, expected a whole number or text",
-        "t.jsonl:12: no field 'sentence' (fields: images)",
+        "t.jsonl:10: identifier is list, expected a whole number or text",
+        "t.jsonl:11: no field 'sentence' (fields: images)",
     ]
-
-
-def test_a_right_image_that_is_always_missing_is_refused(root: Path):
     row = {"left": PAIR[0], "right": "images/gone.png", "sentence": "x"}
     problem = "none of the first 1 rows can be used. The first: no such image: .*gone.png"
     assert_refused(problem, write_jsonl(root / "t.jsonl", [row]), kind="statements")
@@ -152,48 +147,44 @@ def nlvr2_row(identifier: str, **fields: object) -> dict[str, object]:
     }
 
 
-def write_nlvr2_images(folder: Path, *stems: str) -> None:
+def write_nlvr2_images(folder: Path, stem: str) -> None:
     """Write a red PNG on the left; on the right a lime JPEG named PNG, as there are in NLVR2."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stem in stems:
-        (folder / f"{stem}-img0.png").write_bytes(encoded_card("red"))
-        (folder / f"{stem}-img1.png").write_bytes(encoded_card("lime", "JPEG"))
+    (folder / f"{stem}-img0.png").write_bytes(encoded_card("red"))
+    (folder / f"{stem}-img1.png").write_bytes(encoded_card("lime", "JPEG"))
 
 
-@pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
 @pytest.mark.parametrize(
     "folder", ["images/train/17", "train/17", "17", "images/train", "train", "."]
 )
-def test_nlvr2_train_images_lie_in_any_usual_folder(tmp_path: Path, name: str, folder: str):
+def test_nlvr2_train_images_lie_in_any_usual_folder(tmp_path: Path, folder: str):
     images = tmp_path / "nlvr" / folder
-    write_nlvr2_images(images, "train-10-0", "train-10-1")
-    rows = [
-        nlvr2_row("train-10-0-3", label="False", directory=17),
-        nlvr2_row("train-10-1-3", label="TRUE", directory=17),
-    ]
-    source = statements(write_jsonl(tmp_path / name, rows), image_root=tmp_path / "nlvr")
-    assert source[0].label is False
-    row = source[1]
-    assert row == ImagesStatement(
+    write_nlvr2_images(images, "train-10-1")
+    row = nlvr2_row("train-10-1-3", label="TRUE", directory=17)
+    path = write_jsonl(tmp_path / "train.jsonl", [row])
+    (statement,) = statements(path, image_root=tmp_path / "nlvr")
+    assert statement == ImagesStatement(
         left=ImageFile(path=images / "train-10-1-img0.png"),
         right=ImageFile(path=images / "train-10-1-img1.png"),
         statement="One dog sits (train-10-1-3).",
         label=True,
         identifier="train-10-1-3",
         group="train-10-3",
-        where=f"{name}:2",
+        where="train.jsonl:1",
     )
-    assert decode(row.left, row.where)[:, 8, 8].tolist() == [255, 0, 0]
-    red, green, blue = decode(row.right, row.where)[:, 8, 8].tolist()
-    assert green > 250 and red < 5 and blue < 5
+    assert decode(statement.left, "left")[:, 8, 8].tolist() == [255, 0, 0]
+    red, green, blue = decode(statement.right, "right")[:, 8, 8].tolist()
+    assert green > 250
+    assert max(red, blue) < 5
 
 
-@pytest.mark.parametrize("split", ["dev", "test1", "test2"])
-@pytest.mark.parametrize("folder", ["images/{}", "{}", "."])
+@pytest.mark.parametrize(
+    ("split", "folder"), [("dev", "images/dev"), ("test1", "test1"), ("test2", ".")]
+)
 def test_nlvr2_other_splits_may_have_no_labels(tmp_path: Path, split: str, folder: str):
-    images = tmp_path / folder.format(split)
+    images = tmp_path / folder
     write_nlvr2_images(images, f"{split}-850-0")
-    rows = [nlvr2_row(f"{split}-850-0-{sentence}") for sentence in range(2)]
+    rows = [nlvr2_row(f"{split}-850-0-0"), nlvr2_row(f"{split}-850-0-1")]
     path = write_jsonl(tmp_path / f"{split}.json", rows)
     assert guess_kind(path) == "statements"
     source = statements(path)
@@ -202,31 +193,23 @@ def test_nlvr2_other_splits_may_have_no_labels(tmp_path: Path, split: str, folde
     assert values_of(source, "group") == [f"{split}-850-0", f"{split}-850-1"]
 
 
-def test_nlvr2_broken_rows_have_a_reason_each(tmp_path: Path):
+def test_nlvr2_mistakes_are_refused(tmp_path: Path):
     write_nlvr2_images(tmp_path / "dev", "dev-850-0")
-    ids = ("dev-850-0-0", "dev-851-0-0", "../x-1-1-1")
-    rows = [nlvr2_row(identifier, label="True") for identifier in ids]
-    path = write_jsonl(tmp_path / "dev.json", [*rows, nlvr2_row("dev-850-0-0", label="maybe")])
+    rows = [
+        nlvr2_row("dev-850-0-0", label="True"),
+        nlvr2_row("dev-851-0-0", label="True"),
+        nlvr2_row("../x-1-1-1", label="True"),
+        nlvr2_row("dev-850-0-0", label="maybe"),
+    ]
+    path = write_jsonl(tmp_path / "dev.json", rows)
     assert reasons(statements(path)) == [
         f"dev.json:2: no image dev-851-0-img0.png in {tmp_path} or in its images/dev, dev;"
         " name their folder: --data.image-root",
         "dev.json:3: identifier is '../x-1-1-1', expected split-set-pair-sentence, as NLVR2 has",
         "dev.json:4: label is 'maybe', expected True or False",
     ]
-
-
-def test_nlvr2_mistakes_are_refused(tmp_path: Path):
-    write_nlvr2_images(tmp_path / "dev", "dev-850-0")
-    path = write_jsonl(tmp_path / "dev.json", [nlvr2_row("dev-850-0-0", label="True")] * 2)
-    (tmp_path / "empty").mkdir()
-    no_images = "none of the first 2 rows can be used.*dev-850-0-img0.png.*--data.image-root"
-    assert_refused(no_images, path, kind="statements", image_root=tmp_path / "empty")
     no_label = "The first: dev.json:1: label is 'dog', expected True or False"
     assert_refused(no_label, path, kind="statements", label_column="synset")
     fields = "validation, sentence, left_url, right_url, writer, identifier, query, synset"
-    for kind in ("captions", "questions"):
-        looks = (
-            rf"^{path}: looks like statements about two images \(fields {fields},"
-            rf" extra_validations, label\), expected {kind}$"
-        )
-        assert_refused(looks, path, kind=kind)
+    looks = rf"looks like statements about two images \(fields {fields}, extra_validations, label\)"
+    assert_refused(rf"^{path}: {looks}, expected captions$", path, kind="captions")

@@ -10,21 +10,18 @@ from eve_vl.data.readers.open_source import open_source
 from helpers.source_files import assert_refused, reasons, values_of, write_jsonl
 
 
-def test_json_lines_need_no_image_file(tmp_path: Path):
-    captions = ("one", ["two"], ["three", " "])
-    rows = [{"image": "gone.png", "caption": caption} for caption in captions]
+def test_a_text_is_read_from_a_usual_column_or_the_named_one(tmp_path: Path):
+    rows = []
+    for caption in ("one", ["two"], ["three", " "]):
+        rows.append({"image": "gone.png", "caption": caption})
     source = open_source(write_jsonl(tmp_path / "t.jsonl", rows), kind="texts")
     assert values_of(source, "text") == ["one", "two", "three"]
 
-
-def test_csv_columns(tmp_path: Path):
     path = tmp_path / "t.csv"
     path.write_text("body,title\nlong one,short\nlong two,short\n")
     assert open_source(path, kind="texts")[1].text == "short"
     assert open_source(path, kind="texts", text_column="body")[1].text == "long two"
 
-
-def test_parquet_columns(tmp_path: Path):
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"text": ["p", "q"], "number": [1, 2]}), path)
     assert open_source(path, kind="texts")[0] == TextOnly(text="p", where="t.parquet row 1")
@@ -33,8 +30,14 @@ def test_parquet_columns(tmp_path: Path):
 
 
 def test_broken_rows_have_a_reason_each(tmp_path: Path):
-    rows = [{"text": text} for text in ("fine", ["a", "b"], None, 3)]
-    path = write_jsonl(tmp_path / "t.jsonl", [*rows, {"words": "x"}])
+    rows = [
+        {"text": "fine"},
+        {"text": ["a", "b"]},
+        {"text": None},
+        {"text": 3},
+        {"words": "x"},
+    ]
+    path = write_jsonl(tmp_path / "t.jsonl", rows)
     assert reasons(open_source(path, kind="texts")) == [
         "t.jsonl:2: text lists 2 texts, expected one a row",
         "t.jsonl:3: text is missing",

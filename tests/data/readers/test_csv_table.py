@@ -32,29 +32,23 @@ def test_rows_are_as_the_csv_module_wrote_them(root: Path, name: str, delimiter:
     assert values_of(source, "where") == [f"{name}:{line}" for line in (2, 4, 6, 8, 10, 12)]
 
 
-def test_broken_rows_have_a_reason_each(root: Path):
+def test_broken_rows_and_files_are_refused(root: Path):
+    path = root / "t.csv"
     lines = [
         b"image,caption",
         b"images/red.png,ok",
         b"",
         b"images/red.png",
         b"images/red.png,b\xfcd",
-        b"../x.png,x",
         b'images/red.png,"open',
     ]
-    (root / "t.csv").write_bytes(b"\n".join(lines))
-    leaves = f"image path '../x.png' leaves {root}; name the images' folder: --data.image-root"
-    assert reasons(open_source(root / "t.csv")) == [
+    path.write_bytes(b"\n".join(lines))
+    assert reasons(open_source(path)) == [
         "t.csv:4: row has 1 fields, the header has 2",
         "t.csv:5: not UTF-8 text",
-        f"t.csv:6: {leaves}",
-        "t.csv:7: not valid CSV (unexpected end of data)",
+        "t.csv:6: not valid CSV (unexpected end of data)",
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"), [("", "no header line"), ("image,caption\n", "t.csv: holds no rows")]
-)
-def test_files_without_rows_are_refused(tmp_path: Path, text: str, problem: str):
-    (tmp_path / "t.csv").write_text(text)
-    assert_refused(problem, tmp_path / "t.csv")
+    path.write_text("")
+    assert_refused("no header line", path)
+    path.write_text("image,caption\n")
+    assert_refused("t.csv: holds no rows", path)

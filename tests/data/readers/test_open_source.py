@@ -7,8 +7,9 @@ import pytest
 
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.source_names import absolute_spec
-from helpers.color_cards import COLORS, assert_colors
+from helpers.color_cards import COLORS, assert_colors, encoded_card
 from helpers.source_files import assert_refused, write_json, write_jsonl
+from helpers.tars import write_tar_of
 
 PAIRS = [{"image": f"images/{color}.png", "caption": f"a {color} card"} for color in COLORS]
 
@@ -30,16 +31,11 @@ def test_specs_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert_refused("File name too long", "x" * 300)
 
 
-def test_an_existing_file_with_a_hash_has_no_split(root: Path):
-    path = write_json(root / "a.json#b.json", PAIRS)
-    assert_colors(open_source(path))
-    assert absolute_spec(str(path)) == str(path)
-
-
 def test_a_source_outlives_a_change_of_folder(root: Path, monkeypatch: pytest.MonkeyPatch):
-    write_jsonl(root / "t.jsonl", PAIRS)
+    path = write_json(root / "a.json#b.json", PAIRS)  # a file with a hash has no split
+    assert absolute_spec(str(path)) == str(path)
     monkeypatch.chdir(root)
-    source = open_source("t.jsonl")
+    source = open_source(path.name)
     monkeypatch.chdir("/")
     assert_colors(source)
 
@@ -73,7 +69,7 @@ def test_unusual_columns_must_be_named(root: Path, name: str):
     text = {
         "t.jsonl": "junk\n" + "\n".join(json.dumps(row) for row in rows),
         "t.json": json.dumps(rows),
-        "t.csv": "\n".join(["photo,words", *(",".join(row.values()) for row in rows)]),
+        "t.csv": "photo,words\n" + "\n".join(",".join(row.values()) for row in rows),
     }[name]
     path = root / name
     path.write_text(text)
@@ -89,20 +85,27 @@ def test_unusual_columns_must_be_named(root: Path, name: str):
 
 
 @pytest.mark.parametrize(
-    ("kind", "option", "description"),
+    ("name", "kind", "options", "description"),
     [
-        ("captions", "label_column", "images with cap"),
-        ("images", "text_column", "images only; leave it out"),
-        ("images", "label_column", "images only; leave it out"),
-        ("texts", "image_root", "texts only; leave it out"),
-        ("texts", "image_column", "texts only; leave it out"),
-        ("texts", "label_column", "texts only; leave it out"),
+        ("t.jsonl", "captions", ("label_column",), "images with captions"),
+        ("t.jsonl", "images", ("text_column", "label_column"), "images only"),
+        ("t.jsonl", "texts", ("image_root", "image_column", "label_column"), "texts only"),
+        ("labels.jsonl", "labels", ("image_root",), "texts with labels"),
+        ("t.txt", "texts", ("image_root", "text_column", "label_column"), "a text file"),
+        ("x.tar", "captions", ("image_root", "image_column"), "tar shards"),
+        ("x.tar", "images", ("text_column",), "images only"),
+        ("images", "captions", ("image_root", "image_column", "text_column"), "a folder of images"),
     ],
 )
-def test_options_that_a_kind_does_not_use_are_refused(
-    root: Path, kind: str, option: str, description: str
+def test_options_without_effect_are_refused(
+    root: Path, name: str, kind: str, options: tuple[str, ...], description: str
 ):
-    path = write_jsonl(root / "t.jsonl", [PAIRS[0] | {"label": 1}])
-    flag = option.replace("_", "-")
-    no_effect = rf"{option} \(--data.{flag}\) has no effect on {description}"
-    assert_refused(no_effect, path, kind=kind, **{option: str(root)})
+    write_jsonl(root / "t.jsonl", [PAIRS[0] | {"label": 1}])
+    write_jsonl(root / "labels.jsonl", [{"text": "x", "label": 1}])
+    (root / "t.txt").write_text("a text\n")
+    (root / "images" / "red.txt").write_text("red")
+    write_tar_of(root / "x.tar", {"0.png": encoded_card("red"), "0.txt": b"red"})
+    for option in options:
+        flag = option.replace("_", "-")
+        no_effect = rf"{option} \(--data.{flag}\) has no effect on {description}"
+        assert_refused(no_effect, root / name, kind=kind, **{option: str(root)})
