@@ -25,14 +25,14 @@ def with_size(data: bytes, size: bytes, kind: bytes = b"0") -> bytes:
     return bytes(header) + data[512:]
 
 
-@pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"5"])
 @pytest.mark.parametrize(
     "size", [b"-0000001000", b"-1", b"\xff" * 12, b"\x80" + b"\xff" * 11, b"77777777777", b"0x10"]
 )
-def test_impossible_sizes_in_tar_headers_are_refused(tmp_path: Path, size: bytes, kind: bytes):
+def test_impossible_sizes_in_tar_headers_are_refused(tmp_path: Path, size: bytes):
     path = tmp_path / "x.tar"
-    path.write_bytes(with_size(TAR, size, kind))
-    assert_refused(r"x.tar: (not a whole tar|none of the first)", path)
+    for kind in (b"0", b"x", b"L", b"5"):
+        path.write_bytes(with_size(TAR, size, kind))
+        assert_refused(r"x.tar: (not a whole tar|none of the first)", path)
 
 
 @pytest.mark.parametrize(
@@ -53,17 +53,13 @@ def test_an_index_with_a_flipped_bit_or_of_another_tar_is_not_used(tmp_path: Pat
     content = index_path.read_bytes()
     open_source(write_tar_of(tmp_path / "y.tar", {"c.png": CARD, "c.txt": b"a red card"}))
 
-    wrong = [
-        content + b"\0",
-        (tmp_path / "y.tar.index").read_bytes(),
-        b"\0" * len(content),
-    ]
+    damaged_indexes = [content + b"\0", (tmp_path / "y.tar.index").read_bytes()]
     rng = random.Random(0)
-    for _ in range(100):
+    for _ in range(30):
         flipped = bytearray(content)
         flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        wrong.append(bytes(flipped))
-    for data in wrong:
+        damaged_indexes.append(bytes(flipped))
+    for data in damaged_indexes:
         index_path.write_bytes(data)
         assert rows_of(open_source(path)) == expected
 

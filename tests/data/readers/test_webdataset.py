@@ -45,8 +45,6 @@ def test_images_or_texts_alone(tmp_path: Path):
     assert isinstance(source[0].image, ImageSpan)
     assert source[1].where == "x.tar:lime"
     assert reason(source, 2) == "x.tar:blue: no image for the caption"
-    no_effect = "text_column .* has no effect on images only"
-    assert_refused(no_effect, path, kind="images", text_column="caption")
     texts = open_source(path, kind="texts")
     assert texts[2] == TextOnly(text="a text", where="x.tar:blue")
     bare = write_tar_of(tmp_path / "bare.tar", {"red.png": red})
@@ -91,11 +89,9 @@ def test_tars_joined_by_cat_are_read_to_the_end(tmp_path: Path):
     joined = tmp_path / "joined.tar"
     content = b""
     for number, padding in enumerate((0, 512, 3 * 2**20)):
-        members = {}
-        for color in COLORS[:2]:
-            members[f"{number}{color}.png"] = encoded_card(color)
-            members[f"{number}{color}.txt"] = color.encode()
-        content += tar_of(members) + bytes(padding)
+        red = {f"{number}red.png": encoded_card("red"), f"{number}red.txt": b"red"}
+        lime = {f"{number}lime.png": encoded_card("lime"), f"{number}lime.txt": b"lime"}
+        content += tar_of(red | lime) + bytes(padding)
     joined.write_bytes(content)
     with tarfile.open(joined, ignore_zeros=True) as tar:
         images = [member for member in tar if member.name.endswith(".png")]
@@ -134,7 +130,7 @@ def test_truncated_tars_are_refused_and_not_indexed(tmp_path: Path):
     with tarfile.open(tmp_path / "whole.tar") as tar:
         last = tar.getmembers()[-1]
     end = last.offset_data + last.size
-    for length in (100, 512, 700, last.offset, last.offset_data + 1, end, last.offset_data + 512):
+    for length in (100, 512, last.offset, last.offset_data + 1, end):
         (tmp_path / "cut.tar").write_bytes(data[:length])
         problem = r"cut.tar: not a whole tar file \(.*download it again"
         assert_refused(problem, tmp_path / "cut.tar")
@@ -157,8 +153,8 @@ def test_damaged_tars_are_refused(tmp_path: Path):
         b"<html>" * 200: "",
     }
     for content, problem in problem_by_content.items():
-        (tmp_path / "damaged.tar").write_bytes(content)
-        assert_refused(f"d.tar: not a whole tar file {problem}", tmp_path / "damaged.tar")
+        path.write_bytes(content)
+        assert_refused(f"x.tar: not a whole tar file {problem}", path)
 
 
 def test_missing_and_empty_shards_are_refused(tmp_path: Path):
@@ -173,9 +169,3 @@ def test_missing_and_empty_shards_are_refused(tmp_path: Path):
     assert_refused("range from 3 to 1 is empty", tmp_path / "x{3..1}.tar")
     (tmp_path / "bare").mkdir()
     assert_refused("no .tar files in this folder", tmp_path / "bare", format="webdataset")
-
-
-@pytest.mark.parametrize("option", ["image_root", "image_column"])
-def test_options_without_effect_are_refused(tmp_path: Path, option: str):
-    path = write_tar(tmp_path / "x.tar", COLORS)
-    assert_refused(f"{option} .* has no effect on tar shards", path, **{option: str(tmp_path)})
