@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.data.image_refs import ImageBytes
+from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import eval_loader
 from eve_vl.tasks.retrieval.gathering import gather_gallery
 from eve_vl.tasks.retrieval.search_set import SearchImages, SearchSet
 from eve_vl.utils.errors import UserError
+from helpers.tiny_rows import ListSource, pairs
 from helpers.tiny_tasks import (
     TOKENIZER,
     build,
@@ -24,7 +26,6 @@ from helpers.tiny_tasks import (
     retrieval,
     searchable,
 )
-from helpers.twins import ListSource, pairs
 
 
 class DeviceTensor(Tensor):
@@ -46,8 +47,9 @@ def test_pixels_lie_on_the_host():
         else:
             batches.append(batch)
     gallery = gather_gallery(task, batches)
-    assert {type(pixels) for pixels in gallery.pixels.values()} == {Tensor}
-    assert {pixels.dtype for pixels in gallery.pixels.values()} == {torch.uint8}
+    for pixels in gallery.pixels.values():
+        assert type(pixels) is Tensor
+        assert pixels.dtype == torch.uint8
 
 
 @torch.no_grad()
@@ -68,12 +70,18 @@ def test_each_image_and_each_text_is_encoded_once():
     torch.testing.assert_close(gallery.image_Id.norm(dim=1), torch.ones(9))
 
 
+def search_set(task: Any, rows: list[ImageText | None]) -> SearchSet:
+    return SearchSet([ListSource(rows)], task.config, TOKENIZER)
+
+
 @torch.no_grad()
 def test_a_query_without_a_match_is_left_out():
     """An image whose only text is cut away; that text is no candidate of any other image."""
-    rows = [replace(pairs(3)[row], captions=(f"text {row}",)) for row in range(3)]
     task = retrieval()
-    dataset = SearchSet([ListSource(rows)], task.config, TOKENIZER)
+    rows = []
+    for row, pair in enumerate(pairs(3)):
+        rows.append(replace(pair, captions=(f"text {row}",)))
+    dataset = search_set(task, rows)
     dataset.captions_of[1] = ()
     numbers = numbers_of(task, dataset, 3)
     assert numbers["num_queries_without_match"] == 1
@@ -82,34 +90,37 @@ def test_a_query_without_a_match_is_left_out():
     assert numbers["texts_per_image"] == pytest.approx(2 / 3)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["retrieval", "retrieval_merged"])
-@pytest.mark.parametrize("unreadable", [(5,), (0, 3, 4), (1, 8)])
-def test_unreadable_images_change_numbers_as_if_their_rows_were_missing(name, unreadable):
-    """Rows 0, 3 and 4 show one image; row 7 has a caption of row 1."""
-    task = build(config_of(name))
-    rows: list[Any] = list(searchable().rows)
-    readable_rows = [row for index, row in enumerate(rows) if index not in unreadable]
+def with_broken_images(rows: list[ImageText], unreadable: tuple[int, ...]) -> list[Any]:
+    """Return rows of which some have bytes that are no image; rows 0, 3 and 4 show one image."""
     broken_rows = list(rows)
     for index in unreadable:
-        data = b"shared" if index in (0, 3, 4) else b"junk %d" % index
+        data = b"junk %d" % index
+        if index in (0, 3, 4):
+            data = b"shared"
         broken_rows[index] = replace(rows[index], image=ImageBytes(data=data))
+    return broken_rows
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "unreadable"),
+    [("retrieval", (5,)), ("retrieval", (0, 3, 4)), ("retrieval_merged", (1, 8))],
+)
+def test_unreadable_images_change_numbers_as_if_their_rows_were_missing(name, unreadable):
+    """Row 7 has a caption of row 1."""
+    task = build(config_of(name))
+    rows = list(searchable())
+    readable_rows: list[Any] = [row for index, row in enumerate(rows) if index not in unreadable]
     expected = numbers_of(task, search_set(task, readable_rows), 4)
+    broken_rows = with_broken_images(rows, unreadable)
     numbers = numbers_of(task, search_set(task, broken_rows), 4, skipped=[])
     assert numbers.pop("num_captions_skipped") > 0
     assert numbers == expected
 
 
-def search_set(task: Any, rows: Any) -> SearchSet:
-    return SearchSet([ListSource(rows)], task.config, TOKENIZER)
-
-
 def test_a_search_without_any_readable_image_is_refused():
     task = retrieval()
-    rows = []
-    for index, row in enumerate(searchable().rows):
-        assert row is not None
-        rows.append(replace(row, image=ImageBytes(data=b"junk %d" % index)))
+    rows = with_broken_images(list(searchable()), tuple(range(11)))
     message = "none of the images to search among can be used; repair such rows"
     with pytest.raises(UserError, match=message):
         numbers_of(task, search_set(task, rows), 4, skipped=[])

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.retrieval.gallery_metrics import hard_caption_accuracy
 from eve_vl.tasks.retrieval.search_set import SearchSet
+from helpers.measured import measured
 from helpers.slow_ranking import slow_hit
 from helpers.slow_search import (
     candidate_pixels,
@@ -20,8 +20,10 @@ from helpers.slow_search import (
     match_logits,
     text_feature,
 )
+from helpers.tiny_rows import ListSource, pairs
 from helpers.tiny_tasks import TOKENIZER, numbers_of, paired_gallery, retrieval
-from helpers.twins import ListSource, pairs
+
+NUM_PHANTOMS = 24
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +32,11 @@ def seeded() -> None:
 
 
 class Phantoms:
-    """Thirty phantoms, whose reports recur and come with false ones."""
+    """Phantoms whose reports recur and come with false ones."""
 
     def __init__(self, rerank: int):
         self.task = retrieval(rerank=rerank)
-        self.source = PhantomPairs(split="test", image_size=64, num_rows=30, seed=2)
+        self.source = PhantomPairs(split="test", image_size=64, num_rows=NUM_PHANTOMS, seed=2)
         self.dataset = SearchSet([self.source], self.task.config, TOKENIZER)
         self.rows = [self.source[image.row] for image in self.dataset.images]
         self.reports = [row.captions[0] for row in self.rows]
@@ -44,18 +46,21 @@ class Phantoms:
     def similarities(self, texts: Sequence[str]) -> list[list[float]]:
         """Return the products of images and texts."""
         text_features = [text_feature(self.task, ids_of_text(self.dataset, text)) for text in texts]
-        rows = []
-        for image_d in self.features:
-            rows.append([round(float(image_d @ text_d), 5) for text_d in text_features])
-        return rows
+        similarity_IT = torch.stack(self.features) @ torch.stack(text_features).T
+        return similarity_IT.double().round(decimals=5).tolist()
 
 
 def share_of_class(scores: Sequence[float], is_right: Sequence[bool], k: int) -> float:
     """Return the share of right candidates among the first k; equal scores share their places."""
     kth = sorted(scores, reverse=True)[k - 1]
-    above = [right for score, right in zip(scores, is_right, strict=True) if score > kth]
-    tied = [right for score, right in zip(scores, is_right, strict=True) if score == kth]
-    return (sum(above) + (k - len(above)) * sum(tied) / len(tied)) / k
+    above = []
+    tied = []
+    for score, right in zip(scores, is_right, strict=True):
+        if score > kth:
+            above.append(right)
+        elif score == kth:
+            tied.append(right)
+    return (sum(above) + (k - len(above)) * statistics.mean(tied)) / k
 
 
 @torch.no_grad()
@@ -75,7 +80,7 @@ def test_precisions_of_classes_and_merged_recall_equal_loops():
         assert numbers[f"precision_{way}_chance"] == pytest.approx(chance)
 
     distinct = list(dict.fromkeys(phantoms.reports))
-    assert len(distinct) < 30
+    assert len(distinct) < NUM_PHANTOMS
     hits = []
     for report, row in zip(phantoms.reports, phantoms.similarities(distinct), strict=True):
         hits.append(slow_hit(row, [distinct.index(report)], 1))
@@ -88,28 +93,31 @@ def test_accuracy_among_hard_false_captions_equals_a_loop(rerank):
     """The right image and the one half the images away; texts are cut, so that some are equal."""
     phantoms = Phantoms(rerank)
     numbers = numbers_of(phantoms.task, phantoms.dataset, 7)
+
+    def hit(image: int, texts: Sequence[str]) -> float:
+        """Return whether the first text fits an image best."""
+        scores = []
+        for text in texts:
+            ids = ids_of_text(phantoms.dataset, text)
+            if rerank:
+                score = match_logits(phantoms.task, phantoms.pixels[image], ids)[1]
+            else:
+                score = float(phantoms.features[image] @ text_feature(phantoms.task, ids))
+            scores.append(round(score, 5))
+        return slow_hit(scores, [0], 1)
+
     right_hits = []
     wrong_hits = []
     for index, image in enumerate(phantoms.dataset.images):
         texts = [phantoms.reports[index], *phantoms.source.distractors(image.row)]
         assert len(texts) == 4
-        similarities = phantoms.similarities(texts)
-        for hits, number in ((right_hits, index), (wrong_hits, (index + 15) % 30)):
-            keys = similarities[number]
-            if rerank:
-                keys = []
-                for text in texts:
-                    ids = ids_of_text(phantoms.dataset, text)
-                    keys.append(
-                        round(match_logits(phantoms.task, phantoms.pixels[number], ids)[1], 5)
-                    )
-            hits.append(slow_hit(keys, [0], 1))
-    accuracy = numbers["tr1_hard"]
+        right_hits.append(hit(index, texts))
+        wrong_hits.append(hit((index + NUM_PHANTOMS // 2) % NUM_PHANTOMS, texts))
+    accuracy = measured(numbers["tr1_hard"])
     assert accuracy == pytest.approx(statistics.mean(right_hits))
     assert numbers["tr1_hard_chance"] == 1 / 4
     assert numbers["tr1_hard_wrong_image"] == pytest.approx(statistics.mean(wrong_hits))
     assert wrong_hits != right_hits
-    assert isinstance(accuracy, MeasuredValue)
     low, high = accuracy.versus["tr1_hard_wrong_image"]
     assert low < statistics.mean(right_hits) - statistics.mean(wrong_hits) < high
 
@@ -117,11 +125,7 @@ def test_accuracy_among_hard_false_captions_equals_a_loop(rerank):
 @pytest.mark.parametrize(
     ("weight_of_image", "sentence"),
     [
-        (
-            2,
-            "tr1_hard 1.000 is better than the best of 2 baselines, looking at a wrong image "
-            "(0.750",
-        ),
+        (2, "tr1_hard 1.000 is better than the best of 2 baselines, looking at a wrong image (0."),
         (
             0,
             "tr1_hard 0.750, the best of 2 baselines, looking at a wrong image 0.750: "
@@ -143,22 +147,24 @@ def test_false_captions_that_words_give_away_show_nothing(weight_of_image, sente
 
 COLORS = ("red", "dark blue", "green", "white")
 KINDS = ("circle", "square", "ring", "cross", "star")
+TAGS = (*KINDS, *COLORS, *(f"the {color} {kind}" for color in COLORS for kind in KINDS))
 
 
 @torch.no_grad()
 def test_queries_by_tag_equal_a_slow_loop():
     """The share of the first five images whose captions have the tag, and that of all images."""
     captions = []
-    for row in range(60):
+    rows = []
+    for row, pair in enumerate(pairs(60)):
         color = COLORS[row % 4]
         captions.append(f"The {color} {KINDS[row % 7 % 5]}: no. {row}, {color}")
-    rows = [replace(pairs(60)[row], captions=(captions[row],)) for row in range(60)]
+        rows.append(replace(pair, captions=(captions[row],)))
     task = retrieval(itm_weight=0.0, rerank=0)
     dataset = SearchSet([ListSource(rows)], task.config, TOKENIZER)
     numbers = numbers_of(task, dataset, 7)
 
     expected = {}
-    for tag in (*KINDS, *COLORS, *(f"the {color} {kind}" for color in COLORS for kind in KINDS)):
+    for tag in TAGS:
         images = [row for row in range(60) if tag in captions[row].casefold()]
         if 4 <= len(images) <= 9:
             expected[tag] = images
@@ -166,16 +172,14 @@ def test_queries_by_tag_equal_a_slow_loop():
     tagged = {dataset.texts[text]: list(images) for text, images in dataset.tagged.items()}
     assert tagged == expected
 
-    image_features = [image_feature(task, pixels) for pixels in candidate_pixels(dataset)]
+    image_Id = torch.stack([image_feature(task, pixels) for pixels in candidate_pixels(dataset)])
     shares = []
     for tag, images in expected.items():
         tag_d = text_feature(task, torch.from_numpy(TOKENIZER.encode(tag, 12)[0])[None])
-        scores = [(image_d @ tag_d).item() for image_d in image_features]
-        first = sorted(range(60), key=lambda row: -scores[row])[:5]
+        first = (image_Id @ tag_d).topk(5).indices.tolist()
         shares.append(len(set(first) & set(images)) / 5)
     chance = statistics.mean(len(images) / 60 for images in expected.values())
-    precision = numbers["tag_p5"]
-    assert isinstance(precision, MeasuredValue)
+    precision = measured(numbers["tag_p5"])
     assert precision == pytest.approx(statistics.mean(shares))
     assert precision.n == len(expected)
     assert numbers["tag_p5_chance"] == pytest.approx(chance)

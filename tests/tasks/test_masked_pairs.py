@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +21,15 @@ from eve_vl.data.row_dataset import RowDataset
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.masked_signal.dataset import MAX_LABELS, MaskedPairs, label_hashes
 from eve_vl.utils.errors import BadSampleError, UserError
-from helpers.twins import ListSource, noise, pairs, tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, noise, pairs, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 
 
-def dataset_of(*sources: ListSource, training: bool = False, **task: Any) -> MaskedPairs:
+def dataset_of(*sources: Any, training: bool = False, **task: Any) -> MaskedPairs:
     config = tiny_config(task=ContrastMatchConfig(**task))
-    return MaskedPairs(sources, config, TOKENIZER, training=training)  # pyright: ignore[reportArgumentType]
+    return MaskedPairs(sources, config, TOKENIZER, training=training)
 
 
 def hash_of(text: str) -> int:
@@ -39,16 +41,16 @@ def hash_of(text: str) -> int:
 
 
 def test_training_samples_captions_evenly_and_evaluation_takes_the_first():
-    training = MaskedPairs([pairs(1, captions=3)], tiny_config(), TOKENIZER, training=True)
+    source = pairs(1, captions=3)
+    training = MaskedPairs([source], tiny_config(), TOKENIZER, training=True)
     texts = Counter(TOKENIZER.decode(training[(epoch, 0, 0)].ids_T) for epoch in range(300))
     assert len(texts) == 3
     assert min(texts.values()) > 60
-    first_caption = pairs(2)[0].captions[0]
     for length in (12, 100):
         config = tiny_config(input={"text_length": length})
-        evaluation = MaskedPairs([pairs(2, captions=3)], config, TOKENIZER, training=False)
-        expected = TOKENIZER.encode(first_caption, length)[0].tolist()
-        assert RowDataset.load(evaluation, 0, 0, 0).ids_T.tolist() == expected
+        evaluation = MaskedPairs([source], config, TOKENIZER, training=False)
+        ids_T, _ = TOKENIZER.encode(source[0].captions[0], length)
+        assert RowDataset.load(evaluation, 0, 0, 0).ids_T.tolist() == ids_T.tolist()
 
 
 @pytest.mark.parametrize("masks_whole_words", [False, True])
@@ -70,17 +72,17 @@ def test_a_part_of_a_row_may_be_left_out(masks_whole_words):
 
 
 def test_a_pair_is_identified_by_image_and_caption_and_has_three_numbers():
-    source = pairs(2)
+    row = pairs(2)[1]
+    dataset = dataset_of(pairs(2))
     rng = generator(5)
-    sample = dataset_of(source).sample(source[1], rng)
-    assert sample.image_id == hash_of(source[1].where)
-    assert sample.caption == hash_of(source[1].captions[0])
-    assert sample.draw is not None
+    sample = dataset.sample(row, rng)
+    assert sample.image_id == hash_of(row.where)
+    assert sample.caption == hash_of(row.captions[0])
     assert sample.draw.dtype == np.float32
-    assert len(set(sample.draw.tolist())) == 3
-    assert (sample.draw >= 0).all()
-    assert (sample.draw < 1).all()
-    assert (sample.draw != dataset_of(source).sample(source[1], rng).draw).all()
+    numbers = set(sample.draw.tolist())
+    assert len(numbers) == 3
+    assert 0 <= min(numbers) < max(numbers) < 1
+    assert numbers.isdisjoint(dataset.sample(row, rng).draw.tolist())
 
 
 # Rows of one modality
@@ -107,18 +109,22 @@ def test_images_only_are_masked():
 def test_texts_only_are_masked():
     config = tiny_config(task={"mim_weight": 0.0}, data={"modality": "text"})
     assert MaskedPairs.kind_of(config) == "texts"
-    words = ("a red circle", "two small blue squares on gray", "a star")
-    rows = [TextOnly(text=f"{words[row % 3]} {row}", where=f"alone:{row}") for row in range(7)]
+    rows = []
+    for row, words in enumerate(("a red circle", "two small blue squares on gray", "a star")):
+        rows.append(TextOnly(text=f"{words} {row}", where=f"alone:{row}"))
     dataset = MaskedPairs([ListSource(rows)], config, TOKENIZER, training=True)
     batch = next(iter(train_loader(dataset, consumed=0, rank=0, world=1)))
     assert type(batch) is MaskedTexts
     for b, where in enumerate(batch.where):
-        ids = TOKENIZER.encode(rows[int(where.split(":")[1])].text, 12)[0].tolist()
-        assert batch.ids_BT[b, : len(ids)].tolist() == ids
-        assert batch.is_padding_BT[b].sum() == batch.ids_BT.shape[1] - len(ids)
-        assert batch.is_masked_BT[b].sum() == max(1, round((len(ids) - 1) / 2))
-        assert not batch.is_masked_BT[b, len(ids) :].any()
-        assert not batch.is_masked_BT[b, 0]
+        row = int(where.removeprefix("alone:"))
+        ids = TOKENIZER.encode(rows[row].text, 12)[0].tolist()
+        num_ids = len(ids)
+        is_masked_T = batch.is_masked_BT[b]
+        assert batch.ids_BT[b, :num_ids].tolist() == ids
+        assert batch.is_padding_BT[b].sum() == batch.ids_BT.shape[1] - num_ids
+        assert is_masked_T.sum() == max(1, round((num_ids - 1) / 2))
+        assert not is_masked_T[num_ids:].any()
+        assert not is_masked_T[0]
 
 
 # Labels
@@ -128,19 +134,17 @@ def labelled(labels: tuple[str, ...], absent: tuple[str, ...] = ()) -> ImageText
     return replace(pairs(1)[0], labels=labels, absent=absent)
 
 
-def label_bits(name: str) -> int:
-    return hash_of(name) % 2**62
-
-
 def test_labels_are_62_bits_of_their_hash_and_negative_if_absent():
     hashes = label_hashes(labelled(("edema", "nodule"), ("fracture",)))
     assert hashes.dtype == np.int64
-    expected = [label_bits("edema"), label_bits("nodule"), -label_bits("fracture")]
-    assert hashes.tolist() == expected + [0] * (MAX_LABELS - 3)
+    edema, nodule, fracture = (hash_of(name) % 2**62 for name in ("edema", "nodule", "fracture"))
+    assert hashes.tolist() == [edema, nodule, -fracture] + [0] * (MAX_LABELS - 3)
 
     names = tuple(f"label {number}" for number in range(MAX_LABELS))
-    hashes = label_hashes(labelled(names[:1], names[1:])).tolist()
-    assert hashes == [label_bits(names[0]), *(-label_bits(name) for name in names[1:])]
+    hashes = label_hashes(labelled(names[:1], names[1:]))
+    expected = [-(hash_of(name) % 2**62) for name in names]
+    expected[0] *= -1
+    assert hashes.tolist() == expected
 
 
 @pytest.mark.parametrize("num", [0, MAX_LABELS + 1])
@@ -164,49 +168,43 @@ def test_labels_are_read_for_semantic_targets_in_training_only(training, targets
 # Wrong partners
 
 
-def partners_of(*sources: ListSource, epoch: int = 0) -> list[str]:
+def partners_of(*sources: Any, epoch: int = 0) -> list[str]:
     """Return the names of the wrong partners of the first source's rows."""
     dataset = dataset_of(*sources)
-    partners = []
-    for row in range(len(sources[0])):
-        wrong = dataset[(epoch, 0, row)].wrong
-        assert wrong is not None
-        partners.append(wrong.where)
-    return partners
+    return [dataset[(epoch, 0, row)].wrong.where for row in range(len(sources[0]))]
+
+
+def with_caption(rows: Iterable[ImageText], caption: str) -> ListSource[ImageText]:
+    return ListSource([replace(row, captions=(caption,)) for row in rows])
 
 
 def test_the_usual_partner_is_half_the_data_away():
     assert partners_of(pairs(11)) == [f"list:{(row + 5) % 11}" for row in range(11)]
 
 
-def with_caption(num: int, caption: str) -> ListSource[ImageText]:
-    return ListSource([replace(pairs(num)[row], captions=(caption,)) for row in range(num)])
-
-
 def test_else_the_partner_is_the_first_fitting_row_of_a_stream_of_its_own():
-    sources = [with_caption(12, "one"), pairs(40, name="other")]
-    partners = partners_of(*sources)
+    sources = [with_caption(pairs(12), "one"), pairs(40, name="other")]
+    expected = []
     for row in range(12):
         rng = np.random.default_rng((0, 4, 0, row))  # seed, purpose, source, row
-        candidates = []
         for source in rng.integers(2, size=200).tolist():
-            candidates.append((source, int(rng.integers(len(sources[source])))))
-        number = next(number for source, number in candidates if source == 1)
-        assert partners[row] == f"other:{number}"
-    assert partners_of(*sources, epoch=3) == partners
+            number = int(rng.integers(len(sources[source])))
+            if source == 1:
+                expected.append(f"other:{number}")
+                break
+    assert partners_of(*sources) == expected
+    assert partners_of(*sources, epoch=3) == expected
 
 
 def test_a_partner_is_usable_and_shares_no_caption_at_all():
-    rows = [pairs(4)[row] for row in range(4)]
+    rows = list(pairs(4))
     rows[2] = replace(rows[2], captions=("new", rows[0].captions[1]))
     assert partners_of(ListSource(rows))[0] in ("list:1", "list:3")
-    dataset = dataset_of(pairs(4, bad=[2]))
-    wrong = dataset[(0, 0, 0)].wrong
-    assert wrong is not None
-    assert wrong.where in ("list:1", "list:3")
+    with_unusable = dataset_of(pairs(4, bad=[2]))
+    assert with_unusable[(0, 0, 0)].wrong.where in ("list:1", "list:3")
 
 
-@pytest.mark.parametrize("source", [with_caption(2, "twins"), pairs(2, bad=[1])])
+@pytest.mark.parametrize("source", [with_caption(pairs(2), "twins"), pairs(2, bad=[1])])
 def test_a_set_without_a_wrong_partner_is_refused_before_training(source):
     message = "list:0: none of the 2 validation pairs is usable and has another caption"
     with pytest.raises(UserError, match=message):

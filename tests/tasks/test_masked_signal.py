@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl.data.masked_batches import PairBatch
@@ -29,7 +29,8 @@ from helpers.masked_pairs import (
     with_changed_masked_tokens,
     with_patches,
 )
-from helpers.twins import TwinStats, slow_balance, slow_entropy, tiny_config
+from helpers.slow_experts import TwinStats, slow_balance, slow_entropy
+from helpers.tiny_config import tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -64,33 +65,37 @@ def test_masked_tokens_show_mask_themselves_or_a_random_word_in_training_only():
     assert is_true.float().mean().item() == pytest.approx(0.3 + 0.3 / 27, abs=0.03)
 
 
+def normalized(patches_PX: np.ndarray) -> np.ndarray:
+    """Return patches with mean 0 and deviation 1 each."""
+    mean_P1 = patches_PX.mean(1, keepdims=True)
+    variance_P1 = patches_PX.var(1, ddof=1, keepdims=True)
+    return (patches_PX - mean_P1) / np.sqrt(variance_P1 + 1e-6)
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 @torch.no_grad()
 def test_losses_equal_those_of_one_sample_at_a_time(normalize):
     """Without padding, sums by hand."""
     task = masked_signal(tiny_config(task={"normalize_targets": normalize}))
-    output = task(masked_batch())
-    token_loss = 0.0
-    num_right = 0
-    num_tokens = 0
+    token_losses = []
+    is_right = []
     errors = []
     for sample in masked_samples():
         batch = PairBatch.collate([sample], PAD)
         targets = sample.ids_T[sample.is_masked_T].tolist()
         for logits, target in zip(predicted_tokens(task, batch).tolist(), targets, strict=True):
-            token_loss -= logits[target] - math.log(sum(math.exp(logit) for logit in logits))
-            num_right += int(np.argmax(logits) == target)
-            num_tokens += 1
-        pixels = predicted_pixels(task, batch)[0].double().numpy()
+            log_sum = math.log(sum(math.exp(logit) for logit in logits))
+            token_losses.append(log_sum - logits[target])
+            is_right.append(np.argmax(logits) == target)
         target_PX = patches_of(batch)[0].double().numpy()
         if normalize:
-            mean_P1 = target_PX.mean(1, keepdims=True)
-            variance_P1 = target_PX.var(1, ddof=1, keepdims=True)
-            target_PX = (target_PX - mean_P1) / np.sqrt(variance_P1 + 1e-6)
-        errors.append((pixels - target_PX[sample.hidden_M]) ** 2)
-    assert output.terms["mlm"].item() == pytest.approx(token_loss / num_tokens, rel=1e-4)
-    assert output.terms["mlm_acc"].item() == pytest.approx(num_right / num_tokens)
-    assert output.terms["mim"].item() == pytest.approx(np.mean(errors), rel=1e-4)
+            target_PX = normalized(target_PX)
+        pixels_MX = predicted_pixels(task, batch)[0].double().numpy()
+        errors.append((pixels_MX - target_PX[sample.hidden_M]) ** 2)
+    terms = task(masked_batch()).terms
+    assert terms["mlm"].item() == pytest.approx(np.mean(token_losses), rel=1e-4)
+    assert terms["mlm_acc"].item() == pytest.approx(np.mean(is_right))
+    assert terms["mim"].item() == pytest.approx(np.mean(errors), rel=1e-4)
 
 
 @torch.no_grad()
@@ -98,9 +103,7 @@ def test_balance_and_routing_terms_equal_a_loop_over_the_inputs_of_routers():
     task = masked_signal(tiny_config())
     passes: dict[Router, list[TwinStats]] = defaultdict(list)
 
-    def watch(router: nn.Module, inputs: tuple[Tensor, PackedTokens], _output: object) -> None:
-        assert isinstance(router, Router)
-        assert router.modality_embed is not None
+    def watch(router: Any, inputs: tuple[Tensor, PackedTokens], _output: object) -> None:
         x_SD, rows = inputs
         assert rows.is_real_S is not None
         stats = TwinStats()
@@ -132,9 +135,7 @@ def test_balance_and_routing_terms_equal_a_loop_over_the_inputs_of_routers():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("share", "num_rows"), [(0.5, 2), (0.3, 2), (0.25, 1), (0.01, 1), (1.0, 4)]
-)
+@pytest.mark.parametrize(("share", "num_rows"), [(0.3, 2), (0.25, 1), (0.01, 1), (1.0, 4)])
 def test_a_share_of_training_rows_is_reconstructed_as_if_they_were_alone(share, num_rows):
     task = masked_signal(tiny_config(task={"mim_share": share}))
     all_rows = masked_signal(tiny_config())
@@ -147,6 +148,10 @@ def test_a_share_of_training_rows_is_reconstructed_as_if_they_were_alone(share, 
 
 
 # Visible input of each prediction
+
+
+def differing_rows(x_B: Tensor, expected_B: Tensor) -> list[int]:
+    return (x_B != expected_B).flatten(1).any(1).nonzero().flatten().tolist()
 
 
 @torch.no_grad()
@@ -170,15 +175,13 @@ def test_pixel_prediction_sees_kept_patches_and_the_whole_text_only():
         assert differing_rows(predicted_pixels(task, replace(batch, ids_BT=ids)), plain) == [row]
 
 
-def differing_rows(x_B: Tensor, expected_B: Tensor) -> list[int]:
-    return (x_B != expected_B).flatten(1).any(1).nonzero().flatten().tolist()
-
-
 @torch.no_grad()
 def test_token_prediction_sees_the_whole_image_and_no_masked_token():
+    """Logits are computed for masked tokens only."""
     task = masked_signal(tiny_config())
     batch = masked_batch()
     plain = predicted_tokens(task, batch)
+    assert len(plain) == batch.is_masked_BT.sum()
     assert torch.equal(predicted_tokens(task, with_changed_masked_tokens(batch)), plain)
     is_of_row_2 = batch.is_masked_BT.nonzero()[:, 0] == 2
     for patch in range(16):
@@ -186,16 +189,6 @@ def test_token_prediction_sees_the_whole_image_and_no_masked_token():
         patches[2, patch] += 1
         differs = (predicted_tokens(task, with_patches(batch, patches)) != plain).any(1)
         assert torch.equal(differs, is_of_row_2), patch
-
-
-@torch.no_grad()
-def test_logits_are_computed_for_masked_tokens_only():
-    task = masked_signal(tiny_config())
-    batch = masked_batch()
-    lengths: list[int] = []
-    task.token_head.register_forward_pre_hook(lambda _, inputs: lengths.append(len(inputs[0])))
-    task(batch)
-    assert lengths == [batch.is_masked_BT.sum()]
 
 
 @torch.no_grad()
@@ -232,7 +225,7 @@ def test_joint_masking_takes_one_pass_and_hides_each_signal_from_its_prediction(
 # Steps of several micro-batches
 
 
-@pytest.mark.parametrize("num_micro_batches", [1, 2, 4])
+@pytest.mark.parametrize("num_micro_batches", [1, 4])
 def test_each_masked_token_of_a_step_counts_the_same(num_micro_batches):
     task = masked_signal(tiny_config(task={"mim_weight": 0.0}, model={"balance_weight": 0.0}))
     samples = masked_samples((12, 2, 3, 4, 11, 2, 9, 3))
