@@ -1,13 +1,11 @@
 """The gallery of a search: what is encoded, where it lies, and rows that are left out."""
 
-from collections import Counter
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eve_vl.data.image_refs import ImageBytes
 from eve_vl.data.kinds.captions import ImageText
@@ -15,6 +13,7 @@ from eve_vl.data.loader import eval_loader
 from eve_vl.tasks.retrieval.gathering import gather_gallery
 from eve_vl.tasks.retrieval.search_set import SearchImages, SearchSet
 from eve_vl.utils.errors import UserError
+from helpers.counted_rows import counted_rows
 from helpers.tiny_rows import ListSource, pairs
 from helpers.tiny_tasks import (
     TOKENIZER,
@@ -56,14 +55,8 @@ def test_pixels_lie_on_the_host():
 def test_each_image_and_each_text_is_encoded_once():
     task = retrieval()
     dataset = eval_set(task.config)
-    num_rows: Counter[str] = Counter()
-
-    def count(name: str, _module: nn.Module, inputs: tuple[Tensor]) -> None:
-        num_rows[name] += len(inputs[0])
-
-    for name in ("image", "text"):
-        task.encoder.get_submodule(name).register_forward_pre_hook(partial(count, name))
-    gallery = gallery_of(task, dataset)
+    with counted_rows(task.encoder, "image", "text") as num_rows:
+        gallery = gallery_of(task, dataset)
     assert num_rows == {"image": 9, "text": len(dataset.texts)}
     assert [ids.tolist() for ids in gallery.ids] == [ids.tolist() for ids in dataset.ids]
     assert sorted(gallery.pixels) == list(range(9))
