@@ -1,6 +1,7 @@
 """Captions of scenes against an independent reader, and against guesses without the image."""
 
 import random
+import re
 from collections import Counter, defaultdict
 
 import pytest
@@ -47,7 +48,7 @@ def test_captions_of_another_scene_are_true_exactly_if_they_are_listed(split):
 
 @pytest.mark.parametrize("split", ["train", "hard_train"])
 def test_a_caption_with_one_word_exchanged_is_true_exactly_if_it_is_listed(split):
-    for index in range(500):
+    for index in range(300):
         scene = sample_scene(split, 4, index)
         true_captions = all_captions(scene)
         for caption in captions(scene):
@@ -69,14 +70,14 @@ def test_captions_are_short_plain_and_use_few_words(split, longest, mean):
     num_full_stops = 1 if split == "hard_train" else 0
     lengths = []
     vocabulary = set()
-    for index in range(1500):
+    for index in range(800):
         for caption in captions(sample_scene(split, 0, index)):
             assert caption.count(". ") == caption.count(".") == num_full_stops
             words = caption.replace(".", "").split()
             vocabulary.update(words)
             lengths.append(len(words))
     assert len(vocabulary) <= 60
-    assert all(word.isascii() and word.isalpha() and word.islower() for word in vocabulary)
+    assert re.fullmatch("[a-z]+", "".join(vocabulary))
     assert min(lengths) >= 4
     assert max(lengths) <= longest
     assert sum(lengths) / len(lengths) > mean
@@ -88,7 +89,7 @@ def masked_caption(rng: random.Random, split: str, index: int) -> tuple[list[str
     return words, set(rng.sample(range(len(words)), round(len(words) / 2)))
 
 
-@pytest.mark.parametrize(("split", "num_scenes"), [("val", 800), ("hard_val", 200)])
+@pytest.mark.parametrize(("split", "num_scenes"), [("val", 500), ("hard_val", 120)])
 def test_masked_words_follow_from_the_image_and_the_visible_half(split, num_scenes):
     rng = random.Random(0)
     best_shares = []
@@ -122,7 +123,7 @@ def contexts(words: list[str], masked: set[int], position: int) -> list[tuple]:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "num_scenes", "bound"), [("", 10_000, 0.52), ("hard_", 4_000, 0.58)]
+    ("prefix", "num_scenes", "bound"), [("", 5000, 0.52), ("hard_", 2000, 0.58)]
 )
 def test_masked_words_do_not_follow_from_the_visible_half(prefix, num_scenes, bound):
     rng = random.Random(0)
@@ -133,7 +134,7 @@ def test_masked_words_do_not_follow_from_the_visible_half(prefix, num_scenes, bo
             for context in contexts(words, masked, position):
                 counts[context][words[position]] += 1
     hits = []
-    for index in range(2000):
+    for index in range(1000):
         words, masked = masked_caption(rng, f"{prefix}val", index)
         for position in masked:
             common = [c for c in contexts(words, masked, position) if counts[c].total() >= 12]

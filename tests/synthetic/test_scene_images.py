@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -15,10 +14,10 @@ from helpers.pil_scenes import draw_with_pil
 
 @pytest.mark.parametrize(
     ("split", "image_size"),
-    [("train", 48), ("train", 97), ("train", 224), ("hard_train", 64), ("hard_train", 128)],
+    [("train", 48), ("train", 97), ("hard_train", 64), ("hard_train", 128)],
 )
 def test_image_equals_the_one_that_pil_draws(split, image_size):
-    for index in range(2000 // image_size):
+    for index in range(1000 // image_size):
         scene = dataclasses.replace(sample_scene(split, 1, index), clutter=(), slope=0)
         image = render(scene, image_size).astype(float)
         difference = np.abs(image - draw_with_pil(scene, image_size))
@@ -51,7 +50,7 @@ def nearest_name(palette: dict, rgb: tuple) -> str:
 
 @pytest.mark.parametrize("split", ["train", "hard_train"])
 def test_colours_have_the_nearest_name_and_clutter_is_muted(split):
-    for index in range(300):
+    for index in range(150):
         scene = sample_scene(split, 2, index)
         assert nearest_name(BACKGROUNDS, scene.background_rgb) == scene.background
         for shape in scene.shapes:
@@ -59,11 +58,3 @@ def test_colours_have_the_nearest_name_and_clutter_is_muted(split):
         bare = dataclasses.replace(scene, clutter=())
         difference = np.abs(render(scene, 48).astype(int) - render(bare, 48))
         assert difference.max() <= 30 * len(scene.clutter)
-
-
-def test_colours_are_far_from_each_other():
-    colors = HARD_COLORS.values()
-    backgrounds = BACKGROUNDS.values()
-    assert min(math.dist(*pair) for pair in product(colors, backgrounds)) > 80
-    assert min(math.dist(*pair) for pair in combinations(colors, 2)) > 60
-    assert min(math.dist(*pair) for pair in combinations(backgrounds, 2)) > 30

@@ -9,7 +9,7 @@ from eve_vl.synthetic.scenes.drawing import render
 from eve_vl.synthetic.scenes.questions import sample_question
 from eve_vl.synthetic.scenes.sampling import sample_scene
 from eve_vl.synthetic.scenes.statements import sample_statement
-from eve_vl.synthetic.scenes.world import COLORS, HARD_COLORS, HELD_OUT, KINDS, SPLITS
+from eve_vl.synthetic.scenes.world import COLORS, HARD_COLORS, KINDS, SPLITS
 from helpers.scene_lookup import cell_of, shows_held_out_pair
 
 HARD_KINDS = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "bar")
@@ -36,8 +36,8 @@ def test_rows_depend_only_on_split_seed_and_index(sample):
     rows = set()
     for split in SPLITS:
         for seed in (0, 1):
-            rows.update(repr(sample(split, seed, index)) for index in range(50))
-    assert len(rows) == 2 * 50 * len(SPLITS)
+            rows.update(repr(sample(split, seed, index)) for index in range(20))
+    assert len(rows) == 2 * 20 * len(SPLITS)
 
 
 def test_golden_scene_guards_against_another_python_drawing_other_data():
@@ -52,14 +52,8 @@ def test_golden_scene_guards_against_another_python_drawing_other_data():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_held_out_pairs_are_in_every_novel_scene_and_in_no_other_split(split):
-    for index in range(1000):
+    for index in range(500):
         assert shows_held_out_pair(sample_scene(split, 0, index)) == (split == "test_novel")
-
-
-def test_held_out_pairs_leave_every_word_in_training():
-    assert {color for _, color in HELD_OUT} == set(COLORS)
-    assert {kind for kind, _ in HELD_OUT} == set(KINDS)
-    assert len(set(HELD_OUT)) == len(COLORS)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +66,7 @@ def test_held_out_pairs_leave_every_word_in_training():
 def test_shapes_are_clear_of_one_another_and_of_borders_between_cells(
     split, num_lines, counts, extents
 ):
-    for index in range(1000):
+    for index in range(500):
         shapes = sample_scene(split, 0, index).shapes
         assert len(shapes) in counts
         for number, shape in enumerate(shapes):
@@ -95,7 +89,7 @@ def test_shapes_are_clear_of_one_another_and_of_borders_between_cells(
     [("train", KINDS, COLORS, range(3)), ("hard_train", HARD_KINDS, HARD_COLORS, range(4))],
 )
 def test_every_property_is_drawn_evenly(split, kinds, colors, lines):
-    scenes = [sample_scene(split, 0, index) for index in range(2500)]
+    scenes = [sample_scene(split, 0, index) for index in range(2000)]
     shapes = [shape for scene in scenes for shape in scene.shapes]
     properties = {"kind": kinds, "color": colors, "size": ("big", "small"), "row": lines}
     for name, values in properties.items():
