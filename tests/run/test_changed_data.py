@@ -20,7 +20,7 @@ from eve_vl.train.checkpoint_folders import checkpoint_folders
 from eve_vl.train.run_log import read_log
 from eve_vl.utils.errors import UserError
 from helpers.captioned_folders import ROWS, redraw, write_data, write_image, write_table
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 
 @pytest.fixture(scope="module", name="trained")

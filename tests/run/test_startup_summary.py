@@ -26,7 +26,8 @@ from eve_vl.systems.mlim.pair.item_rows import ItemPair
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.launcher import ProcessPlace
-from helpers.twins import ListSource, noise, pairs, tiny_config
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, noise, pairs
 from helpers.vlmo import tiny_vlmo
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from eve_vl.eve import Eve
+from helpers.random_weights import randomize
 from helpers.tiny_runs import tiny_run, write_run
-from helpers.twins import randomize
 
 
 def test_the_average_of_three_runs(eve, tmp_path: Path):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from eve_vl.config import Config, TrainConfig
 from eve_vl.train.block_wrapping import wrap_blocks
 from eve_vl.utils.errors import UserError
+from helpers.tiny_config import tiny_config
 from helpers.tiny_tasks import build, config_of, rows_of, train_set
-from helpers.twins import tiny_config
 
 NOISE = {"dropout": 0.2, "drop_path": 0.5}
 CHECKPOINTED = TrainConfig(checkpoint_activations=True)

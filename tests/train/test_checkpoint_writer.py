@@ -195,20 +195,10 @@ def test_shares_of_four_processes_load_in_two_and_in_one_with_the_same_bits(fold
     assert load_all(folder) == "[]"
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_value_is_saved_once_in_shares_of_like_size(folder: Path, layout):
-    checkpoint = step_folder(folder / layout, 4)
-    sizes = []
-    for rank in range(4):
-        tensors = load_file(checkpoint / f"optimizer_{rank}.safetensors")
-        sizes.append(sum(tensor.nbytes for tensor in tensors.values()))
-    assert sum(sizes) == sum(tensor.nbytes for tensor in whole_tensors(0).values())
-    if layout != "last axis":  # of 6, which gives 2, 2, 2 and nothing
-        assert max(sizes) < 1.7 * min(sizes)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_checkpoint_holds_the_tensors_of_its_step(folder: Path, layout):
+def test_checkpoint_holds_each_value_of_its_step_once(folder: Path, layout, tmp_path: Path):
+    """A plain loop and torch's own reader join the shares."""
     checkpoint = step_folder(folder / layout, 4)
     assert are_equal(load_file(checkpoint / "model.safetensors"), whole_tensors(0))
     expected = non_empty(whole_tensors(0))
@@ -217,13 +207,15 @@ def test_checkpoint_holds_the_tensors_of_its_step(folder: Path, layout):
     names = {path.name for path in checkpoint.iterdir()}
     assert verify(checkpoint)["sha256"].keys() == names - {"state.json"}
 
-
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_torchs_own_reader_reads_the_shares(folder: Path, layout, tmp_path: Path):
-    for path in step_folder(folder / layout, 4).glob("optimizer_*"):
+    sizes = []
+    for rank in range(4):
+        path = checkpoint / f"optimizer_{rank}.safetensors"
+        sizes.append(sum(tensor.nbytes for tensor in load_file(path).values()))
         (tmp_path / path.name).symlink_to(path)
-    expected = non_empty(whole_tensors(0))
+    assert sum(sizes) == sum(tensor.nbytes for tensor in expected.values())
+    if layout != "last axis":  # of 6, which gives 2, 2, 2 and nothing
+        assert max(sizes) < 1.7 * min(sizes)
+
     tensors = {name: torch.full_like(tensor, 7) for name, tensor in expected.items()}
     load(tensors, storage_reader=HuggingFaceStorageReader(str(tmp_path)))
     assert are_equal(tensors, expected)
@@ -255,9 +247,7 @@ def test_lost_share_is_named(folder: Path, tmp_path: Path):
         read_shares(whole_tensors(1), tmp_path, "optimizer")
 
 
-@pytest.mark.parametrize(
-    "offsets", ["[]", "{", '{"bias": 3}', '{"bias": {}}', '{"bias": {"saved_offsets": [null]}}']
-)
+@pytest.mark.parametrize("offsets", ["{", '{"bias": 3}', '{"bias": {"saved_offsets": [null]}}'])
 def test_damaged_offsets_of_a_share_are_named(tmp_path: Path, offsets):
     path = tmp_path / "optimizer_0.safetensors"
     save_file({"bias": torch.ones(5)}, path, {"DCP_SHARDING_INFO": offsets})

@@ -15,8 +15,8 @@ from eve_vl.train import processes
 from eve_vl.train.data_parallel import without_gradient_averaging
 from eve_vl.utils.console import is_main
 from helpers.mlim import item_pairs
+from helpers.tiny_config import tiny_config
 from helpers.tiny_tasks import SECTIONS, build, rows_of, train_set
-from helpers.twins import tiny_config
 
 NUM_ROWS = 8
 TASKS: dict[str, TaskConfig] = {

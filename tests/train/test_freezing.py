@@ -21,8 +21,8 @@ from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
 from helpers.number_task import step_folder
 from helpers.run_comparison import tensor_differences
+from helpers.tiny_config import tiny_config
 from helpers.tiny_tasks import CPU, build, config_of, eval_set, train_set
-from helpers.twins import tiny_config
 
 CONFIG = TrainConfig(
     steps=4,

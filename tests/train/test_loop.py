@@ -23,7 +23,6 @@ from helpers.number_task import (
     Numbers,
     endless,
     no_bad_samples,
-    notes_of,
     scored,
     step_folder,
     train,
@@ -56,14 +55,6 @@ def test_restart_before_the_first_checkpoint_begins_a_new_log(tmp_path: Path):
         ("note", 8),
         ("val", 8),
     ]
-
-
-def test_resumed_run_repeats_no_note(tmp_path: Path):
-    run = tmp_path / "run"
-    for steps in (4, 8):
-        config = replace(CONFIG, steps=steps)
-        train(run, Guess(scored(0.2, 0.5)), config, notes=["weights from elsewhere"])
-    assert notes_of(run).count("weights from elsewhere") == 1
 
 
 def test_failed_validation_saves_a_checkpoint_first(tmp_path: Path):

@@ -176,15 +176,6 @@ def test_initial_state_is_what_the_optimiser_starts_from(name):
     assert len({value.data_ptr() for value in state.values()}) == len(state)
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("parts", [0, 1])
-def test_initial_state_is_on_the_given_device(device, parts):
-    parameter = nn.Parameter(torch.empty(3, 2))
-    with torch.device("meta"):
-        state = initial_state(parameter, parts, device)
-    assert {value.device.type for value in state.values()} == {device}
-
-
 def test_optimizer_tensors_name_each_parameter_that_trains_before_any_step():
     block = nn.Linear(2, 3)
     model = nn.ModuleDict({"blocks": nn.ModuleList([block]), "head": nn.Linear(3, 1)})

@@ -10,7 +10,7 @@ from eve_vl.config import TrainConfig
 from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.parameter_groups import is_decayed, muon_parts, parameter_groups
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 CONFIG = TrainConfig(steps=10, weight_decay=0.3, head_lr_multiplier=10.0)
 MATRICES_OF_BLOCKS = (
