@@ -58,7 +58,7 @@ def icons_found_before(tmp_path, monkeypatch) -> tuple[Path, Path]:
     mine = pairs.with_name("mine.jsonl")
     mine.write_text("\n".join([*rows[:60], *[missing] * 3]))
     late = pairs.with_name("late.jsonl")
-    late.write_text("\n".join([*rows[60:], missing]))
+    late.write_text("\n".join([*rows[60:100], missing]))
     monkeypatch.setattr(settings, "BUNDLED", BUNDLED)
     monkeypatch.setattr(settings, "SIZES", (64,))
     monkeypatch.setattr(settings, "MIN_STEPS", 1)
@@ -105,12 +105,10 @@ def assert_weights_are_averaged(out: Path) -> None:
     runs = [load_run(out / name) for name in ("final", "final_0", "final_1")]
     assert [run.config.train.seed for run in runs] == [0, 0, 1]
     average, first, second = (run.task.state_dict() for run in runs)
-    num_different = 0
+    assert any(not torch.equal(first[name], second[name]) for name in first)
     for name, mean in average.items():
         if mean.is_floating_point():
             torch.testing.assert_close(mean, (first[name] + second[name]) / 2)
-            num_different += not torch.equal(first[name], second[name])
-    assert num_different > 0
     command = f"eve average {out}/final_0 {out}/final_1 --out"
     assert command in (out / "learn.sh").read_text()
 
@@ -201,16 +199,17 @@ def test_eve_evaluate_repeats_the_final_numbers(whole: Path, tmp_path):
 def test_other_tasks_start_from_both_weights(job, table, tmp_path, monkeypatch, capfd):
     rows = []
     for number in range(60):
-        row = {"image": f"{number}.png", "label": SHAPES[number % 3]}
-        if job == "questions":
-            row["question"] = f"is it a {SHAPES[number % 5]}" if number % 3 else "is it"
+        row = {"image": f"{number}.png"}
+        if job == "labels":
+            row["label"] = SHAPES[number % 3]
+        else:
+            row["question"] = f"is it a {SHAPES[number % 5]}"
             row["answer"] = "no" if number % 3 else "yes"
-            del row["label"]
         rows.append(row)
     data = write_rows(table.with_name(f"{job}_all.jsonl"), rows)
     out = tmp_path / "mine"
     monkeypatch.setattr(conclusion, "run_page", lambda *_: "")
-    assert learn(data, "--for", "30s", "--out", out) == 0
+    assert learn(data, "--for", "22s", "--out", out) == 0
     assert list(decisions(out)["stages"]) == ["bundled", "random", "final"]
     best = read_plan(out)["result"]["run"]
     folder = "final" if best == "final" else f"pilots/{best}"
@@ -220,7 +219,7 @@ def test_other_tasks_start_from_both_weights(job, table, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("num_rows", "num_processes", "batch_size"),
-    [(101, 1, 50), (101, 3, 48), (10_000, 3, 126), (10_000, 1, 128), (3, 4, 4)],
+    [(101, 1, 50), (101, 3, 48), (10_000, 3, 126), (3, 4, 4)],
 )
 def test_the_batch_size_is_a_multiple_of_the_processes(
     num_rows, num_processes, batch_size, monkeypatch
