@@ -6,8 +6,6 @@ Letters: Q queries, C candidates, K ranked candidates, I images, T texts, D widt
 
 import math
 import random
-import resource
-import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -151,38 +149,3 @@ def test_hits_equal_their_slow_twin_before_and_after_reranking(num_queries, num_
 
 
 # Size
-
-
-def peak_megabytes() -> float:
-    """Return the most memory that this process ever held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if sys.platform == "darwin":
-        return peak / 2**20
-    return peak / 2**10
-
-
-def test_many_images_and_texts_are_ranked_in_both_directions_in_little_memory():
-    generator = torch.Generator().manual_seed(2)
-    num_images = 2500
-    num_texts = 5 * num_images
-    image_ID = torch.randint(-4, 5, (num_images, 32), generator=generator).float()
-    image_T = torch.arange(num_texts) // 5
-    text_TD = image_ID[image_T] + torch.randint(-4, 5, (num_texts, 32), generator=generator)
-    relevance = Relevance.from_pairs(image_T, torch.arange(num_texts), num_images, num_texts)
-    directions = (
-        (image_ID, text_TD, relevance.texts_of_image),
-        (text_TD, image_ID, relevance.images_of_text),
-    )
-    before = peak_megabytes()
-    for query_QD, candidate_CD, matches in directions:
-        ranks = best_ranks(query_QD, candidate_CD, matches)
-        topk_QK, _ = top_candidates(query_QD[:600], candidate_CD, 128)
-        assert 0.02 < ranks.hits(1).mean() < 0.98, "neither blind nor without effort"
-        for query in (3, 255, 256, 599):
-            score_C = candidate_CD.long() @ query_QD[query].long()
-            _, match_m = matches.rows(query, query + 1)
-            assert ranks.better_Q[query] == (score_C > score_C[match_m].max()).sum()
-            expected = score_C.sort(descending=True, stable=True).indices[:128]
-            assert torch.equal(topk_QK[query], expected)
-    # all scores at once would be 125 MB, sorted indices 250 MB more
-    assert peak_megabytes() - before < 120

@@ -7,7 +7,8 @@ from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.systems.medical.phantoms.rows import PhantomQuestions
 from eve_vl.tasks.ablated_rows import AblatedRows
 from eve_vl.tasks.vqa.config import VQAConfig
-from helpers.twins import questions, tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import questions, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 
@@ -43,11 +44,12 @@ def test_a_wrong_image_differs_and_is_of_the_same_patient_if_possible():
     ablated = AblatedRows(rows, "wrong_image")
     images = [rows[0, 0, row].image for row in range(12)]
     num_of_patient = 0
-    for row in range(12):
+    for row, image in enumerate(images):
         wrong = ablated[0, 0, row].image
-        assert not torch.equal(wrong, images[row])
-        assert any(torch.equal(wrong, image) for image in images)
-        if not torch.equal(images[row], images[row ^ 1]):
-            assert torch.equal(wrong, images[row ^ 1])
+        of_patient = images[row ^ 1]
+        assert not torch.equal(wrong, image)
+        assert any(torch.equal(wrong, candidate) for candidate in images)
+        if not torch.equal(image, of_patient):
+            assert torch.equal(wrong, of_patient)
             num_of_patient += 1
     assert num_of_patient > 0

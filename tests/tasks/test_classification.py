@@ -15,7 +15,6 @@ from PIL import Image
 
 from eve_vl.config import Config
 from eve_vl.data.kinds.labels import LabeledExample, LabeledRows
-from eve_vl.data.loader import eval_loader
 from eve_vl.eve import Eve
 from eve_vl.run.loading import LoadedRun, build_untrained
 from eve_vl.tasks.classification.config import ClassificationConfig
@@ -100,19 +99,6 @@ def test_the_loss_of_several_labels_is_a_sum_of_yes_and_no():
 
 
 # Evaluation
-
-
-@torch.no_grad()
-def test_evaluation_does_not_depend_on_batch_size():
-    config = config_of("both")
-    task = build(config)
-    dataset = LabeledRows([labeled(11)], config, TOKENIZER, training=False)
-    is_right = []
-    for row, batch in enumerate(eval_loader(dataset, batch_size=1, rank=0, world=1)):
-        is_right.append(int(task.predict(batch)[0].argmax()) == row % 3)
-    for size in (1, 4):
-        batches = eval_loader(dataset, batch_size=size, rank=0, world=1)
-        assert evaluator_of(task).evaluate(batches)["acc"] == np.mean(is_right)
 
 
 def prediction(

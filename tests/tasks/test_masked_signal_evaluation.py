@@ -25,7 +25,7 @@ from eve_vl.tasks.masked_signal.evaluation import visible_means
 from eve_vl.tasks.masked_signal.sums import Sums
 from eve_vl.tasks.masked_signal.task import MaskedSignal
 from helpers.masked_pairs import VOCAB, masked_batch, masked_signal, patches_of
-from helpers.measured import assert_interval_is_that_of_resampling, ends, measured
+from helpers.measured import ends, measured
 from helpers.tiny_config import tiny_config
 from helpers.tiny_rows import pairs, tiny_tokenizer
 
@@ -177,7 +177,7 @@ def slow_guesses(
     return np.repeat(near_3, num_pixels), np.repeat(whole_3, num_pixels)
 
 
-@pytest.mark.parametrize("num_kept", [1, 2, 6, 15])
+@pytest.mark.parametrize("num_kept", [1, 2, 15])
 def test_visible_means_equal_a_loop(num_kept):
     patches = torch.randn(5, 16, 12)
     order = torch.stack([torch.randperm(16) for _ in range(5)])
@@ -235,24 +235,6 @@ def test_sums_of_several_processes_give_the_numbers_of_one():
     for row, name in enumerate(names):
         is_right_in_row = is_right[row_M == row]
         assert sums_of_rows[name].tolist() == [is_right_in_row.sum(), len(is_right_in_row)]
-
-
-def test_the_interval_of_masked_tokens_equals_a_bootstrap_of_rows():
-    rng = np.random.default_rng(0)
-    row_M = np.sort(rng.integers(0, 40, size=200))
-    right_M = rng.random(200) < rng.random(40)[row_M]
-    sums = Sums()
-    names = [f"rows:{row}" for row in range(41)]  # the last masks nothing
-    sums.add("mlm_acc", names, torch.tensor(row_M), torch.tensor(right_M))
-    number = measured(Sums.whole([sums]).result()["mlm_acc"])
-    assert (number, number.n) == (right_M.mean(), 200)
-
-    right_of_row = [right_M[row_M == row] for row in np.unique(row_M)]
-
-    def accuracy(rows: np.ndarray) -> float:
-        return float(np.concatenate([right_of_row[row] for row in rows]).mean())
-
-    assert_interval_is_that_of_resampling(number, accuracy, len(right_of_row), 0.12)
 
 
 def test_masked_rows_of_an_image_are_one_group_and_are_compared_with_the_wrong_partner():
