@@ -1,4 +1,4 @@
-"""What `eve try` serves and prints, with the package's own runs."""
+"""The pages and lines of `eve try`, with the package's own runs."""
 
 import json
 import re
@@ -39,54 +39,10 @@ def tried(eve, few_icons, tmp_path, monkeypatch) -> Any:
     return run
 
 
-def test_every_tab_answers_its_own_examples(tried, few_icons):
-    """Most answers are those that the generator knows."""
-    _, app = tried()
-    with TestClient(app, base_url="http://localhost") as client:
-        runs, index = (client.get("/v1/runs").json()[name] for name in ("runs", "index"))
-        examples = {
-            call: (run["name"], bodies) for run in runs for call, bodies in run["examples"].items()
-        }
-        tabs = {call for run in runs for call in run["forms"]} | {"reconstruct", "experts"}
-        assert {"answer", "verify", "fill_mask", "zero_shot"} < tabs == {*examples}
-        results = {}
-        for call, (run, bodies) in examples.items():
-            assert len(bodies) == NUM
-            answers = [client.post(f"/v1/runs/{run}/{call}", json=body) for body in bodies]
-            assert {answer.status_code for answer in answers} == {200}
-            results[call] = [answer.json()["result"] for answer in answers]
-        captions_of_best = []
-        for text in index["examples"]:
-            found_images = client.post("/v1/search", json={"query": text}).json()["hits"]
-            captions_of_best.append(found_images[0]["captions"])
-        heat = client.post(
-            "/v1/runs/scenes_vqa/explain",
-            json={"image": examples["answer"][1][0]["image"], "text": "how many"},
-        )
-    assert len(heat.json()["result"]["images"]) == 1
-    assert {*index["examples"]} <= {*few_icons}
-    assert num_equal(index["examples"], captions_of_best) >= NUM
-    questions = SceneQuestions(split="val")
-    statements = SceneStatements(split="val")
-    pairs = ScenePairs(split="val")
-    assert [body["question"] for body in examples["answer"][1]] == [
-        questions[row].question for row in range(NUM)
-    ]
-    answers = [result[0]["answer"] for result in results["answer"]]
-    assert num_equal(answers, [questions[row].answers for row in range(NUM)]) >= NUM - 1
-    judgements = [result["is_true"] for result in results["verify"]]
-    assert num_equal(judgements, [[statements[row].label] for row in range(NUM)]) >= NUM - 1
-    for row, body in enumerate(examples["fill_mask"][1]):
-        assert body["text"].split() == [*pairs[row].captions[0].split()[:-1], "[MASK]"]
-    filled = [result["text"] for result in results["fill_mask"]]
-    assert num_equal(filled, [pairs[row].captions[:1] for row in range(NUM)]) >= NUM - 2
-    labels = [result[0]["label"] for result in results["zero_shot"]]
-    names = [[*body["prompts"]][row] for row, body in enumerate(examples["zero_shot"][1])]
-    assert num_equal(labels, [[name] for name in names]) >= NUM - 1
-    for result in results["experts"]:
-        assert {len(block["colors"]) for block in result["blocks"]} == {4}
-    for result in results["reconstruct"]:
-        assert {*result} >= {"original", "masked", "reconstructed"}
+def post_all(client: TestClient, path: str, bodies: list[dict]) -> list[Any]:
+    answers = [client.post(path, json=body) for body in bodies]
+    assert [answer.status_code for answer in answers] == [200] * NUM
+    return [answer.json()["result"] for answer in answers]
 
 
 def num_equal(answers: list, accepted: list) -> int:
@@ -94,33 +50,80 @@ def num_equal(answers: list, accepted: list) -> int:
     return sum(answer in row for answer, row in zip(answers, accepted, strict=True))
 
 
+def test_every_tab_answers_its_own_examples(tried, few_icons):
+    """Most answers are those that the generator knows."""
+    _, app = tried()
+    examples: dict[str, list[dict]] = {}
+    results: dict[str, list[Any]] = {}
+    tabs = {"reconstruct", "experts"}
+    captions_of_best = []
+    with TestClient(app, base_url="http://localhost") as client:
+        facts = client.get("/v1/runs").json()
+        for run in facts["runs"]:
+            tabs |= {*run["forms"]}
+            examples |= run["examples"]
+            for call, bodies in run["examples"].items():
+                results[call] = post_all(client, f"/v1/runs/{run['name']}/{call}", bodies)
+        queries = facts["index"]["examples"]
+        for text in queries:
+            hits = client.post("/v1/search", json={"query": text}).json()["hits"]
+            captions_of_best.append(hits[0]["captions"])
+    assert tabs == examples.keys()
+    assert tabs > {"answer", "verify", "fill_mask", "zero_shot"}
+    assert {*queries} <= {*few_icons}
+    assert num_equal(queries, captions_of_best) >= NUM
+
+    questions = [SceneQuestions(split="val")[row] for row in range(NUM)]
+    statements = [SceneStatements(split="val")[row] for row in range(NUM)]
+    captions = [ScenePairs(split="val")[row].captions[0] for row in range(NUM)]
+    asked = [body["question"] for body in examples["answer"]]
+    assert asked == [question.question for question in questions]
+    answers = [result[0]["answer"] for result in results["answer"]]
+    assert num_equal(answers, [question.answers for question in questions]) >= NUM - 1
+    judgements = [result["is_true"] for result in results["verify"]]
+    assert num_equal(judgements, [[statement.label] for statement in statements]) >= NUM - 1
+    for caption, body in zip(captions, examples["fill_mask"], strict=True):
+        assert body["text"].split() == [*caption.split()[:-1], "[MASK]"]
+    filled = [result["text"] for result in results["fill_mask"]]
+    assert num_equal(filled, [[caption] for caption in captions]) >= NUM - 2
+    labels = [result[0]["label"] for result in results["zero_shot"]]
+    names = []
+    for row, body in enumerate(examples["zero_shot"]):
+        names.append([[*body["prompts"]][row]])
+    assert num_equal(labels, names) >= NUM - 1
+    for result in results["experts"]:
+        assert {len(block["colors"]) for block in result["blocks"]} == {4}
+    for result in results["reconstruct"]:
+        assert {*result} >= {"original", "masked", "reconstructed"}
+
+
 def test_own_captions_are_measured(tried, few_icons, tmp_path):
     """As a loop over searches measures them; without captions nothing is printed."""
     captions = few_icons[:12]
-    (tmp_path / "mine").mkdir()
+    mine = tmp_path / "mine"
+    mine.mkdir()
     icons = unpack_icons(tmp_path / "icons").parent
     for caption in captions:
         with Image.open(icons / f"{caption.replace(' ', '-')}.png") as image:
-            image.rotate(10, fillcolor="white").save(tmp_path / "mine" / f"{caption}.png")
-    bare, _ = tried("mine")
-    assert "your captions" not in bare
+            image.rotate(10, fillcolor="white").save(mine / f"{caption}.png")
+    output, _ = tried("mine")
+    assert "your captions" not in output
     for caption in captions:
-        (tmp_path / "mine" / f"{caption}.txt").write_text(caption)
-    printed, _ = tried("mine")
+        (mine / f"{caption}.txt").write_text(caption)
+    output, _ = tried("mine")
     (folder,) = (tmp_path / "cache/eve-vl/try").glob("index-*")
     index = Index.open(folder, Eve.load("builtin:drawings", "cpu"))
     ranks = []
     for caption in captions:
-        hits = index.search(caption, folder=tmp_path / "mine", top=12, by="vectors")
+        hits = index.search(caption, folder=mine, top=12, by="vectors")
         ranks.append([Path(hit.name).stem for hit in hits].index(caption))
-    first, ten = (f"{100 * np.mean([rank < k for rank in ranks]):.1f}" for k in (1, 10))
-    assert (
-        f"your captions: {first}% (chance 8.3%) find their image first among 12 of yours, "
-        f"{ten}% in the first 10" in printed
-    )
+    first = 100 * np.mean(np.array(ranks) < 1)
+    ten = 100 * np.mean(np.array(ranks) < 10)
+    line = f"your captions: {first:.1f}% (chance 8.3%) find their image first among 12 of yours, "
+    assert f"{line}{ten:.1f}% in the first 10" in output
 
 
-def test_the_card_names_what_its_runs_reach():
+def test_card_of_bundled_scenes_names_their_numbers():
     """Numbers of validation in the card are those that are shipped with the weights."""
     card = (FOLDER / "scenes" / "README.md").read_text()
     for name, metric in (
@@ -136,11 +139,15 @@ def test_the_card_names_what_its_runs_reach():
 def test_bundled_scenes_are_small_and_whole():
     """Masked pixels, masked tokens and experts with a router that knows the modality; no path of a
     machine."""
-    folders = [FOLDER / name for name in ("scenes", "scenes_vqa", "scenes_nlvr2")]
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 8e6
-    assert not any(b'"/' in (folder / "best" / "config.json").read_bytes() for folder in folders)
+    num_bytes = 0
+    for name in ("scenes", "scenes_vqa", "scenes_nlvr2"):
+        assert b'"/' not in (FOLDER / name / "best" / "config.json").read_bytes()
+        for path in (FOLDER / name).rglob("*"):
+            num_bytes += path.stat().st_size
+    assert num_bytes < 8e6
     eve = Eve.load("builtin:scenes", "cpu")
     config: Any = eve.run.config
-    assert config.task.mim_weight > 0 and config.task.mlm_weight > 0
-    assert config.model.deep_ffn == "moe" and config.model.modality_routing
+    assert config.task.mim_weight > 0
+    assert config.task.mlm_weight > 0
+    assert config.model.deep_ffn == "moe"
+    assert config.model.modality_routing
