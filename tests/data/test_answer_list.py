@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ from PIL import Image
 
 from eve_vl.cli.main import main
 from eve_vl.data.answer_list import (
-    NUM_SHOWN,
     closed_vocabulary,
     drop_unanswerable,
     read_answers,
@@ -21,7 +21,8 @@ from eve_vl.synthetic.scenes.rows import SceneQuestions
 from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.tasks.vqa.task import VQA
 from eve_vl.utils.errors import UserError
-from helpers.twins import ListSource, noise, questions, tiny_config
+from helpers.source_files import write_jsonl
+from helpers.twins import ListSource, questions, tiny_config
 
 ANSWERS = answers_of("train")
 LIST = ["yes", "two dogs", "café au lait"]
@@ -83,24 +84,19 @@ def test_a_wrong_list_is_one_line(tmp_path: Path, content: bytes | None, problem
 
 def test_a_command_writes_the_answers_of_several_sources(tmp_path: Path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-    out = tmp_path / "answers.json"
+    question = {"image": "x.png", "question": "what"}
     sources = []
-    for name, answers in (
-        ("a.jsonl", ["No", "yes", "yes!"]),
-        ("b.jsonl", ["yes", "two dogs", "no"]),
-    ):
-        lines = []
-        for answer in answers:
-            lines.append(json.dumps({"image": "x.png", "question": "what", "answer": answer}))
-        (tmp_path / name).write_text("\n".join(lines))
-        sources.append(str(tmp_path / name))
+    for name, answers in (("a", ["No", "yes", "yes!"]), ("b", ["yes", "two dogs", "no"])):
+        rows = [question | {"answer": answer} for answer in answers]
+        sources.append(str(write_jsonl(tmp_path / f"{name}.jsonl", rows)))
+    out = tmp_path / "answers.json"
     main(["data", "answers", *sources, "--out", str(out)])
     assert json.loads(out.read_text()) == ["yes", "no", "2 dogs"]
     assert capsys.readouterr().out.endswith("answers.json: 3 answers\n")
 
-    (tmp_path / "without.jsonl").write_text('{"image": "x.png", "question": "what"}')
+    without = write_jsonl(tmp_path / "without.jsonl", [question])
     with pytest.raises(SystemExit):
-        main(["data", "answers", str(tmp_path / "without.jsonl"), "--out", str(out)])
+        main(["data", "answers", str(without), "--out", str(out)])
     assert "no question has an answer" in capsys.readouterr().err
     assert read_answers(out) == ["yes", "no", "2 dogs"]
 
@@ -110,39 +106,30 @@ def test_a_command_writes_the_answers_of_several_sources(tmp_path: Path, capsys)
 
 def asked(answers_of_rows: Sequence[Sequence[str] | None]) -> ListSource[ImageQuestion]:
     """Return questions with these answers; None is an unusable row."""
-    rows: list[ImageQuestion | None] = []
+    rows = list(questions(len(answers_of_rows), name="q").rows)
     for row, answers in enumerate(answers_of_rows):
-        if answers is None:
-            rows.append(None)
-            continue
-        question = ImageQuestion(
-            image=noise(row),
-            question="what",
-            answers=tuple(answers),
-            question_id=row,
-            answer_type="",
-            where=f"q:{row}",
-        )
-        rows.append(question)
+        question = rows[row]
+        if question is not None and answers is not None:
+            rows[row] = replace(question, answers=tuple(answers))
+        else:
+            rows[row] = None
     return ListSource(rows, "q")
 
 
 def test_scenes_have_a_closed_list_and_no_row_is_read(monkeypatch):
+    monkeypatch.setattr(SceneQuestions, "__getitem__", None)
     scenes = [SceneQuestions(split="val"), SceneQuestions(split="train")]
-    answers = closed_vocabulary(scenes)
-    assert answers is not None
-    assert answers == list(ANSWERS)
-    hard = answers_of("hard_val")
-    hard_only = [answer for answer in hard if answer not in ANSWERS]
+    assert closed_vocabulary(scenes) == list(ANSWERS)
+    hard_answers = [answer for answer in answers_of("hard_val") if answer not in ANSWERS]
     with_hard = closed_vocabulary([*scenes, SceneQuestions(split="hard_val")])
-    assert with_hard == [*ANSWERS, *hard_only]
-    assert {"eight", "brown", "bar"} <= set(hard_only)
+    assert with_hard == [*ANSWERS, *hard_answers]
+    assert {"eight", "brown", "bar"} <= set(hard_answers)
     assert closed_vocabulary([scenes[0], questions(3)]) is None
 
-    monkeypatch.setattr(SceneQuestions, "__getitem__", None)
-    sources, notes = drop_unanswerable(scenes, answers, normalize)
+    (val, train), notes = drop_unanswerable(scenes, ANSWERS, normalize)
     assert notes == ()
-    assert all(a is b for a, b in zip(sources, scenes, strict=True))
+    assert val is scenes[0]
+    assert train is scenes[1]
 
 
 def test_a_list_that_lacks_an_answer_of_scenes_drops_questions():
@@ -152,7 +139,7 @@ def test_a_list_that_lacks_an_answer_of_scenes_drops_questions():
     expected = [row for row in range(60) if scenes[row].answers != ("yes",)]
     ids = [source[row].question_id for row in range(len(source))]
     assert ids == expected
-    assert {type(question_id) for question_id in ids} == {int}  # as files of predictions need it
+    assert type(ids[0]) is int  # as files of predictions need it
     num_dropped = 60 - len(expected)
     assert num_dropped > 0
     start = f"the answer list lacks the answers of {num_dropped} of 60 training questions ("
@@ -177,22 +164,23 @@ def test_the_ten_most_frequent_missing_answers_are_named():
     for number in range(13):
         rows += [[f"answer {number}"]] * (number + 1)
     _, (note,) = drop_unanswerable([asked(rows)], ["yes"], normalize)
-    names = ", ".join(f"answer {number}" for number in range(12, 12 - NUM_SHOWN, -1))
-    assert note.endswith(f"; first {NUM_SHOWN}: {names}")
-    assert f" of {len(rows) - 1} of {len(rows)} " in note
+    names = ", ".join(f"answer {number}" for number in range(12, 2, -1))
+    assert note.endswith(f"; first 10: {names}")
+    assert " of 91 of 92 " in note
 
 
 @pytest.mark.parametrize(
-    ("sources", "problem"),
+    ("sources", "first"),
     [
-        ([[["cat"], ["dog"]]], "q:0 and all after it: .* none of these 2 training questions"),
+        ([[["cat"], ["dog"]]], 0),
         # weights of sources, --data.train-weights, would no longer belong to them
-        ([[["yes"]], [["cat"], ["dog"]]], "q:0 and all after it: .* none of these 2 training"),
+        ([[["yes"]], [["cat"], ["dog"]]], 0),
         # unusable rows answer nothing either
-        ([[None, ["cat"], None, ["dog"]]], "q:1 and all after it: .* none of these 2 training"),
+        ([[None, ["cat"], None, ["dog"]]], 1),
     ],
 )
-def test_a_source_without_an_answerable_question_is_refused(sources, problem):
+def test_a_source_without_an_answerable_question_is_refused(sources, first):
+    problem = f"q:{first} and all after it: .* none of these 2 training questions"
     with pytest.raises(UserError, match=problem):
         drop_unanswerable([asked(rows) for rows in sources], ["yes", "no"], normalize)
 
@@ -204,28 +192,21 @@ def test_a_source_of_unusable_rows_only_is_left_to_training():
     assert notes == ()
 
 
-ADVICE = " (--task.min-answer-count 1 keeps all)"
-
-
 def test_only_the_note_on_a_built_list_says_what_would_have_kept_all(tmp_path: Path):
     rows = asked([["yes"]] * 9 + [["no"]] * 8)
+    advice = " (--task.min-answer-count 1 keeps all)"
+    prepared = VQA.prepare(tiny_config(task=VQAConfig()), [rows], None)
+    assert prepared.labels == ("yes",)
+    assert prepared.notes[0].endswith(f"; first 1: no{advice}")
     (tmp_path / "answers.txt").write_text("yes\n")
-    for task, is_built in (
-        (VQAConfig(), True),
-        (VQAConfig(answers=tmp_path / "answers.txt"), False),
-    ):
-        prepared = VQA.prepare(tiny_config(task=task), [rows], None)
-        assert prepared.labels == ("yes",)
-        (note,) = prepared.notes
-        assert note.endswith(ADVICE) == is_built
-    prepared = VQA.prepare(tiny_config(task=VQAConfig(min_answer_count=1)), [rows], None)
+    config = tiny_config(task=VQAConfig(answers=tmp_path / "answers.txt"))
+    assert VQA.prepare(config, [rows], None).notes[0].endswith("; first 1: no")
+    config = tiny_config(task=VQAConfig(min_answer_count=1))
+    prepared = VQA.prepare(config, [rows], None)
     assert prepared.notes == ()
     assert len(prepared.sources[0]) == 17
 
-
-def test_no_advice_promises_an_answer_that_is_empty_in_its_normal_form():
-    rows = asked([["yes"], ["no"], ["?!"]])
-    _, (note,) = drop_unanswerable([rows], ["yes"], normalize, ADVICE)
+    # no count keeps an answer that is empty in its normal form
+    empty = asked([["yes"], ["no"], ["?!"]])
+    _, (note,) = drop_unanswerable([empty], ["yes"], normalize, advice)
     assert note.endswith("first 2: no, ?!")
-    _, (note,) = drop_unanswerable([asked([["yes"], ["no"]])], ["yes"], normalize, ADVICE)
-    assert note.endswith("first 1: no" + ADVICE)
