@@ -33,6 +33,7 @@ PAIR = replace(pairs(1)[0], image=LEFT)
 QUESTION = replace(questions(1)[0], image=LEFT)
 STATEMENT = replace(statements(1)[0], left=LEFT, right=RIGHT)
 LABELLED = LabeledExample(image=LEFT, text="x", labels=("a", "x"), where="x:0")
+NUM_EPOCHS = 24
 
 
 def dataset_of(kind: type[RowDataset], row: Any, task: TaskConfig | None = None) -> RowDataset:
@@ -44,48 +45,56 @@ def tensor_of(image: Any) -> Tensor:
     return torch.from_numpy(image.pixels).permute(2, 0, 1)
 
 
-def share_mirrored(kind: type[RowDataset], row: Any, task: TaskConfig | None = None) -> float:
-    """Return the share of epochs in which the first image is mirrored."""
+def num_mirrored(kind: type[RowDataset], row: Any, task: TaskConfig | None = None) -> int:
+    """Return in how many epochs the first image is mirrored."""
     dataset = dataset_of(kind, row, task)
     original = tensor_of(LEFT)
-    num_mirrored = 0
-    for epoch in range(24):
+    count = 0
+    for epoch in range(NUM_EPOCHS):
         image = dataset[(epoch, 0, 0)].image
         is_mirrored = torch.equal(image, original.flip(2))
         assert is_mirrored != torch.equal(image, original)
-        num_mirrored += is_mirrored
-    return num_mirrored / 24
-
-
-def shares_mirrored(words: str) -> list[float]:
-    """Return the shares of rows of every kind that say some words in any of their texts."""
-    with_words = replace(PAIR, captions=(words,))
-    shares = [
-        share_mirrored(CaptionedImages, with_words),
-        share_mirrored(MaskedPairs, with_words),
-        share_mirrored(QuestionRows, replace(QUESTION, question=words)),
-        share_mirrored(QuestionRows, replace(QUESTION, answers=("no", words))),
-        share_mirrored(StatementRows, replace(STATEMENT, statement=words)),
-    ]
-    for inputs in ("image", "both"):
-        task = ClassificationConfig(inputs=inputs)
-        shares.append(share_mirrored(LabeledRows, replace(LABELLED, labels=("a", words)), task))
-        shares.append(share_mirrored(LabeledRows, replace(LABELLED, text=words), task))
-    return shares
+        count += is_mirrored
+    return count
 
 
 @pytest.mark.parametrize(
-    "words", ["a bright ring", "an upright man", "copyright 1999", "what clock is it", "a cleft"]
+    ("kind", "row", "field", "inputs"),
+    [
+        (CaptionedImages, PAIR, "captions", None),
+        (MaskedPairs, PAIR, "captions", None),
+        (QuestionRows, QUESTION, "question", None),
+        (QuestionRows, QUESTION, "answers", None),
+        (StatementRows, STATEMENT, "statement", None),
+        (LabeledRows, LABELLED, "labels", "image"),
+        (LabeledRows, LABELLED, "text", "image"),
+        (LabeledRows, LABELLED, "labels", "both"),
+        (LabeledRows, LABELLED, "text", "both"),
+    ],
 )
-def test_half_of_the_images_are_mirrored(words):
-    for share in shares_mirrored(words):
-        assert 0.2 < share < 0.8
+def test_every_text_of_a_row_may_name_a_side(kind, row, field, inputs):
+    def num_mirrored_with(words: str) -> int:
+        if field in ("captions", "answers", "labels"):
+            changed = replace(row, **{field: (words,)})
+        else:
+            changed = replace(row, **{field: words})
+        task = None if inputs is None else ClassificationConfig(inputs=inputs)
+        return num_mirrored(kind, changed, task)
+
+    assert 5 <= num_mirrored_with("a bright ring") <= 19
+    assert num_mirrored_with("a ring left of a cross") == 0
+
+
+@pytest.mark.parametrize(
+    "words", ["an upright man", "copyright 1999", "what clock is it", "a cleft"]
+)
+def test_half_of_the_images_are_mirrored(words: str):
+    assert 5 <= num_mirrored(CaptionedImages, replace(PAIR, captions=(words,))) <= 19
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        "a ring left of a cross",
         "the RIGHT one",
         "a right-handed man",
         "right?",
@@ -99,8 +108,8 @@ def test_half_of_the_images_are_mirrored(words):
         "leftover pizza",  # begins like one: that costs only a mirror image
     ],
 )
-def test_images_are_not_mirrored_if_a_text_names_a_side(words):
-    assert set(shares_mirrored(words)) == {0}
+def test_images_are_not_mirrored_if_a_text_names_a_side(words: str):
+    assert num_mirrored(CaptionedImages, replace(PAIR, captions=(words,))) == 0
 
 
 def test_a_caption_that_names_a_side_stops_only_its_own_epochs():

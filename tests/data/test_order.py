@@ -1,6 +1,5 @@
 """Orders of training rows: arrays, keyed permutations and lanes of shards."""
 
-from collections import Counter
 from functools import partial
 from itertools import islice
 
@@ -11,7 +10,6 @@ from eve_vl.data import loader
 from eve_vl.data.keyed_permutation import permuted
 from eve_vl.data.loader import order_of_epochs, train_batches
 from eve_vl.data.order import KeyedOrder, epoch_order
-from eve_vl.data.random_streams import generator
 from eve_vl.data.shard_order import NUM_LANES, WINDOW, BlockRows, LaneOrder
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from helpers.twins import pairs, tiny_config, tiny_tokenizer
@@ -22,20 +20,6 @@ Position = tuple[int, int]
 
 def positions_of(order: np.ndarray) -> list[Position]:
     return [(source, row) for source, row in order.tolist()]
-
-
-# Random streams
-
-
-def test_streams_depend_on_the_whole_key_and_nothing_else():
-    keys = [(0, 1), (1, 0), (0, 1, 0, 1), (0, 1, 1, 0), (5,), (2**40, 1), (1, 2**40)]
-    draws = set()
-    for key in keys:
-        stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-        expected = stream.integers(2**62, size=4).tolist()
-        assert generator(*key).integers(2**62, size=4).tolist() == expected
-        draws.add(tuple(expected))
-    assert len(draws) == len(keys)
 
 
 # An epoch as an array
@@ -78,17 +62,25 @@ def test_with_weights_each_source_continues_in_its_endless_permutations():
         assert positions_of(order) == shuffled(first + second, epoch)
 
 
+def keyed_array(*key) -> np.ndarray:
+    """Return a keyed order as an array."""
+    order = KeyedOrder(*key)
+    return np.array([order[place] for place in range(sum(key[0]))])
+
+
+@pytest.mark.parametrize("order_of_epoch", [epoch_order, keyed_array])
 @pytest.mark.parametrize(
     ("lengths", "weights"),
     [([6, 4], (1.0, 3.0)), ([3, 20], (9.0, 1.0)), ([5, 5, 2], (0.2, 0.3, 0.5))],
 )
-def test_weights_set_the_shares_and_rows_of_a_source_come_equally_often(lengths, weights):
-    total = sum(lengths)
-    expected = total * np.array(weights) / sum(weights)
+def test_weights_set_the_shares_and_rows_of_a_source_come_equally_often(
+    lengths, weights, order_of_epoch
+):
+    expected = sum(lengths) * np.array(weights) / sum(weights)
     times = [np.zeros(length, int) for length in lengths]
     for epoch in range(60):
-        order = epoch_order(lengths, weights, 0, epoch)
-        assert len(order) == total
+        order = order_of_epoch(lengths, weights, 0, epoch)
+        assert len(order) == sum(lengths)
         by_source = np.bincount(order[:, 0], minlength=len(lengths))
         assert (np.abs(by_source - expected) < 1).all()
         for source, row in order:
@@ -142,20 +134,6 @@ def test_neither_a_place_nor_a_difference_of_neighbours_tells_an_element():
     long = np.array([permuted(place, 10**8, 3) for place in range(4000)])
     assert abs(np.corrcoef(np.arange(4000), long)[0, 1]) < 0.06
     assert abs(np.corrcoef(long[1:], long[:-1])[0, 1]) < 0.06
-
-
-def test_a_keyed_order_has_the_shares_of_the_array_and_rows_come_equally_often():
-    lengths = [12, 6]
-    weights = (1.0, 2.0)
-    counts: Counter[Position] = Counter()
-    for epoch in range(6):
-        order = KeyedOrder(lengths, weights, 0, epoch)
-        keyed = [order[place] for place in range(18)]
-        sources = [source for source, _ in keyed]
-        array = epoch_order(lengths, weights, 0, epoch)
-        assert sorted(sources) == sorted(array[:, 0])
-        counts.update(keyed)
-    assert set(counts.values()) == {3, 12}  # 36 and 72 draws of 12 and 6 rows
 
 
 def test_only_very_many_rows_have_a_keyed_order(monkeypatch):
