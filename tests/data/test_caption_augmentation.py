@@ -18,31 +18,23 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from helpers.twins import ListSource, noise, tiny_config, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-CONTRASTIVE = [
-    RetrievalConfig(dedup_captions=True),
-    ContrastMatchConfig(itc_targets="same_text"),
-]
-TASKS = [*CONTRASTIVE, MaskedSignalConfig()]
-CAPTION = "red cat; on the mat"
+RETRIEVAL = RetrievalConfig(dedup_captions=True)
+CONTRAST_MATCH = ContrastMatchConfig(itc_targets="same_text")
 
 
 def frequencies(caption: str, how: str) -> dict[str, float]:
     """Return how often each text comes out."""
     rng = np.random.default_rng(0)
-    times = 6000
+    times = 4000
     counts = Counter(augmented_caption(caption, how, rng) for _ in range(times))
     return {text: count / times for text, count in counts.items()}
-
-
-def close_to(expected: dict[str, float]) -> Any:
-    return pytest.approx(expected, abs=0.025)
 
 
 def test_words_are_left_out_and_shuffled():
     whole = 0.8**2
     alone = 0.8 * 0.2 + 0.2**2 / 2  # of two lost words one stays
     expected = {"red cat": whole * 0.75, "cat red": whole * 0.25, "red": alone, "cat": alone}
-    assert frequencies("red cat", "words") == close_to(expected)
+    assert frequencies("red cat", "words") == pytest.approx(expected, abs=0.03)
     assert frequencies("cat", "words") == {"cat": 1}
 
     num_words = 0
@@ -51,26 +43,28 @@ def test_words_are_left_out_and_shuffled():
         words = text.split()
         num_words += share * len(words)
         share_in_order += share * (words == sorted(words))
-    assert num_words == pytest.approx(6 * 0.8, abs=0.05)
-    assert share_in_order == pytest.approx(0.5, abs=0.05)
+    assert num_words == pytest.approx(6 * 0.8, abs=0.06)
+    assert share_in_order == pytest.approx(0.5, abs=0.06)
 
 
 def test_phrases_are_chosen_or_shuffled():
-    single = dict.fromkeys(("map", "folded at 10:30", "1,000 sheets"), 1 / 6)
-    whole = {", ".join(order): 1 / 12 for order in permutations(single)}
+    expected = dict.fromkeys(("map", "folded at 10:30", "1,000 sheets"), 1 / 6)
+    for order in permutations(("map", "folded at 10:30", "1,000 sheets")):
+        expected[", ".join(order)] = 1 / 12
     caption = "map: folded at 10:30;1,000 sheets, "
-    assert frequencies(caption, "phrases") == close_to(single | whole)
+    assert frequencies(caption, "phrases") == pytest.approx(expected, abs=0.03)
     for caption in ("a red cat", "10:30", "1,000", ",;"):
         assert frequencies(caption, "phrases") == {caption: 1}
 
 
-def dataset_of(
-    task: Any, how: str, *, training: bool = True, seed: int = 0, caption: str = CAPTION
-) -> RowDataset:
+def dataset_of(task: Any, how: str, *, training: bool = True, seed: int = 0) -> RowDataset:
     """Return a dataset of two sources of four rows with one caption."""
     rows = []
     for row in range(4):
-        rows.append(ImageText(image=noise(row), captions=(caption,), where=f"row {row}"))
+        image_text = ImageText(
+            image=noise(row), captions=("red cat; on the mat",), where=f"row {row}"
+        )
+        rows.append(image_text)
     kind = CaptionedImages if isinstance(task, RetrievalConfig) else MaskedPairs
     config = tiny_config(
         task=task, data={"caption_augment": how}, train={"seed": seed}, input={"text_length": 40}
@@ -78,40 +72,32 @@ def dataset_of(
     return kind([ListSource(rows), ListSource(rows)], config, TOKENIZER, training=training)
 
 
-@pytest.mark.parametrize("how", ["words", "phrases"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("task", "how"),
+    [(RETRIEVAL, "words"), (CONTRAST_MATCH, "phrases"), (MaskedSignalConfig(), "words")],
+)
 def test_captions_depend_on_seed_epoch_source_and_row_only(task, how):
-    positions = [
-        (epoch, source, row) for epoch in range(3) for source in range(2) for row in range(4)
-    ]
-
-    def texts(seed: int) -> list[str]:
-        dataset = dataset_of(task, how, seed=seed)
-        return [TOKENIZER.decode(dataset[position].ids_T) for position in positions]
+    def texts(seed: int, training: bool = True) -> list[str]:
+        dataset = dataset_of(task, how, seed=seed, training=training)
+        positions = np.ndindex(3, 2, 4)  # epochs, sources, rows
+        samples = [RowDataset.load(dataset, *position) for position in positions]
+        return [TOKENIZER.decode(sample.ids_T) for sample in samples]
 
     first = texts(0)
     assert texts(0) == first
     assert texts(1) != first
     for same_epoch_or_row_or_source in (first[:8], first[::8], first[:4] + first[8:12]):
         assert len(set(same_epoch_or_row_or_source)) > 1
+    assert set(texts(0, training=False)) == {"red cat; on the mat"}
 
 
-@pytest.mark.parametrize("task", CONTRASTIVE)
+@pytest.mark.parametrize("task", [RETRIEVAL, CONTRAST_MATCH])
 def test_equal_captions_stay_positives_whatever_is_shown(task):
     plain = dataset_of(task, "none")
     dataset = dataset_of(task, "words")
     samples = [dataset[epoch, 0, row] for epoch in range(4) for row in range(4)]
     assert {sample.caption for sample in samples} == {plain[0, 0, 0].caption}
     assert len({sample.ids_T.tobytes() for sample in samples}) > 5
-
-
-@pytest.mark.parametrize("how", ["words", "phrases"])
-@pytest.mark.parametrize("task", TASKS)
-def test_evaluation_shows_whole_captions(task, how):
-    dataset = dataset_of(task, how, training=False, caption="cat; red")
-    for row in range(4):
-        sample = RowDataset.load(dataset, 0, 0, row)
-        assert sample.ids_T.tolist() == TOKENIZER.encode("cat; red", 40)[0].tolist()
 
 
 def test_rows_of_one_modality_have_no_captions_to_augment():

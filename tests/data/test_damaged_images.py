@@ -65,10 +65,10 @@ def test_decoding_needs_no_more_than_the_header_says(
     monkeypatch: pytest.MonkeyPatch, mode: str, form: str, options: dict
 ):
     monkeypatch.setattr(pillow_decoding, "STRIP_PIXELS", 2**16)
-    data = encode(GRADIENT.resize((2400, 2400)).convert(mode), form, **options)
+    data = encode(GRADIENT.resize((1800, 1800)).convert(mode), form, **options)
     with monkeypatch.context() as context:
         context.setattr(decoding_cost, "MAX_BYTES", 0)
-        with pytest.raises(BadSampleError, match=r"2400x2400 .* needs \d+ MB to decode") as error:
+        with pytest.raises(BadSampleError, match=r"1800x1800 .* needs \d+ MB to decode") as error:
             decoded(data)
     megabytes = int(error.value.reason.split("needs ")[1].split()[0])
     assert peak(lambda: decoded(data)) < (megabytes + 8) * 2**20
@@ -108,17 +108,13 @@ def jpeg_of_scans(num: int, exif: bytes = b"") -> bytes:
 
 def test_a_jpeg_of_too_many_scans_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decoding_cost, "MAX_SCANNED", 20 * 64 * 64)
-    decoded(jpeg_of_scans(20))
     message = "64x64 JPEG has 21 scans, at most 20 of so large an image are accepted"
     with pytest.raises(BadSampleError, match=message):
         decoded(jpeg_of_scans(21))
-
-
-def test_bytes_before_or_after_a_jpeg_are_no_scans_of_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoding_cost, "MAX_SCANNED", 20 * 64 * 64)
-    data = jpeg_of_scans(20, exif=b"Exif\0\0" + SCAN * 30)
-    decoded(data)
-    decoded(data + SCAN * 30)
+    # bytes before or after a JPEG are no scans of it
+    accepted = jpeg_of_scans(20, exif=b"Exif\0\0" + SCAN * 30)
+    decoded(accepted)
+    decoded(accepted + SCAN * 30)
 
 
 def test_an_upload_is_charged_for_scans_beyond_the_usual():
@@ -146,18 +142,16 @@ def test_an_image_in_very_small_parts_is_refused(form: str):
         decoded(with_small_parts(form, 100_000))
 
 
-def test_a_bmp_in_runs_of_one_pixel_is_accepted():
+def test_rows_or_runs_of_one_pixel_are_accepted():
+    """Scanners write TIFFs in strips of one row."""
+    tags = {TiffImagePlugin.ROWSPERSTRIP: 1}
+    data = encode(Image.new("1", (100, 9000)), "TIFF", tiffinfo=tags)
+    assert decoded(data).shape == (3, 9000, 100)
+
     width = 30_000
     sizes = struct.pack("<IiiHHIIIIII", 40, width, 1, 1, 8, 1, 0, 0, 0, 256, 0)
     header = struct.pack("<2sIHHI", b"BM", 0, 0, 0, 1078) + sizes + bytes(1024)
     assert decoded(header + b"\1\1" * width + b"\0\1").shape == (3, 1, width)
-
-
-def test_a_tiff_in_strips_of_one_row_is_accepted():
-    """As scanners write them."""
-    tags = {TiffImagePlugin.ROWSPERSTRIP: 1}
-    data = encode(Image.new("1", (100, 9000)), "TIFF", tiffinfo=tags)
-    assert decoded(data).shape == (3, 9000, 100)
 
 
 def test_an_uploaded_png_is_not_inflated_beyond_its_pixels(monkeypatch: pytest.MonkeyPatch):
@@ -175,19 +169,13 @@ ORIGINALS = [
     for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 ]
 ORIGINALS += [
-    encode(
-        Image.new("RGBA", (20, 20)),
-        "PNG",
-        save_all=True,
-        append_images=[Image.new("RGBA", (20, 20), "red")],
-        exif=exif_of(6),
-    ),
+    encode(Image.new("RGBA", (20, 20)), "PNG", exif=exif_of(6)),
     encode(Image.new("CMYK", (20, 20)), "JPEG", progressive=True, exif=exif_of(6)),
     encode(Image.new("I;16", (20, 20)), "TIFF"),
 ]
 
 
-@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@settings(max_examples=100, derandomize=True, deadline=None, database=None)
 @given(data=damaged(ORIGINALS))
 def test_any_bytes_are_an_image_or_an_error_for_people(data: bytes):
     try:

@@ -19,12 +19,12 @@ from helpers.tokenizer_files import (
 from helpers.twins import CAPTIONS, tiny_tokenizer
 
 LONG_TEXTS = (
-    " ".join(CAPTIONS) * 30,
-    "a" + " \n" * 2000 + "red circle",
+    " ".join(CAPTIONS) * 10,
+    "a" + " \n" * 500 + "red circle",
     f"see https://example.org/{'a1-' * 90}, a red circle {' heart' * 300}",
-    "\ufdfa" * 2000,
-    "日本語の説明文。" * 300,
-    "a [MASK] red [MASK]-[MASK] " * 200,
+    "\ufdfa" * 200,
+    "日本語の説明文。" * 100,
+    "a [MASK] red [MASK]-[MASK] " * 40,
 )
 
 
@@ -35,46 +35,43 @@ def special_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:
 # Encoding
 
 
-@pytest.mark.parametrize("text", [*CAPTIONS, *TRICKY_TEXTS])
-def test_every_text_comes_back_normalised(text: str):
+def test_every_text_comes_back_normalised_without_special_tokens():
     tokenizer = tiny_tokenizer()
-    ids, is_special = tokenizer.encode(text, 200)
-    assert ids.dtype == np.int64
-    assert ids[0] == tokenizer.cls_id
-    assert is_special.tolist() == [True] + [False] * (len(ids) - 1)
-    assert ids.max() < tokenizer.vocab_size
-    assert tokenizer.decode(ids) == unicodedata.normalize("NFKC", text).lower()
+    for text in (*CAPTIONS, *TRICKY_TEXTS, "a [MASK] [PAD] [CLS] circle"):
+        ids, is_special = tokenizer.encode(text, 200)
+        assert ids.dtype == np.int64
+        assert ids[0] == tokenizer.cls_id
+        assert not set(ids[1:].tolist()) & set(special_ids(tokenizer))
+        assert is_special.tolist() == [True] + [False] * (len(ids) - 1)
+        assert ids.max() < tokenizer.vocab_size
+        assert tokenizer.decode(ids) == unicodedata.normalize("NFKC", text).lower()
 
 
-def test_special_tokens_written_in_a_caption_are_plain_text():
-    tokenizer = tiny_tokenizer()
-    ids, is_special = tokenizer.encode("a [MASK] [PAD] [CLS] circle", 100)
-    assert ids[0] == tokenizer.cls_id
-    assert not set(ids[1:].tolist()) & set(special_ids(tokenizer))
-    assert is_special.sum() == 1
-    assert tokenizer.decode(ids) == "a [mask] [pad] [cls] circle"
-
-
-@pytest.mark.parametrize("text", LONG_TEXTS)
 @pytest.mark.parametrize("maker", ["bpe", "bert", "words"])
-def test_the_start_of_a_long_text_has_the_first_tokens_of_the_whole(text, maker, tmp_path):
-    tokenizer = {
+def test_the_start_of_a_long_text_has_the_first_tokens_of_the_whole(maker, tmp_path):
+    makers = {
         "bpe": lambda _: tiny_tokenizer(),
         "bert": bert_tokenizer,
         "words": word_level_tokenizer,
-    }[maker](tmp_path)
-    whole = tokenizer.backend.encode(text)
-    words = [-1 if word is None else word for word in whole.word_ids]
-    whole_masks = tokenizer.encode_with_masks(text, 10**9)
-    for length in (2, 3, 12, 40):
-        assert tokenizer.encode(text, length)[0].tolist() == whole.ids[:length]
-        assert tokenizer.spans(text, length)[1:] == whole.offsets[1:length]
-        assert tokenizer.words(text, length).tolist() == words[:length]
-        masks = tokenizer.encode_with_masks(text, length)
-        for values, whole_values in zip(masks, whole_masks, strict=True):
-            np.testing.assert_array_equal(values, whole_values[:length])
-        if maker == "bpe" and " \n" not in text:  # only the start is encoded
-            assert tokenizer.encoding(text, length).offsets[-2][1] < len(text)
+    }
+    tokenizer = makers[maker](tmp_path)
+    for text in LONG_TEXTS:
+        whole = tokenizer.backend.encode(text)
+        words = [-1 if word is None else word for word in whole.word_ids]
+        whole_masks = tokenizer.encode_with_masks(text, 10**9)
+        for length in (2, 12, 40):
+            assert tokenizer.encode(text, length)[0].tolist() == whole.ids[:length]
+            assert tokenizer.spans(text, length)[1:] == whole.offsets[1:length]
+            assert tokenizer.words(text, length).tolist() == words[:length]
+            masks = tokenizer.encode_with_masks(text, length)
+            for values, whole_values in zip(masks, whole_masks, strict=True):
+                np.testing.assert_array_equal(values, whole_values[:length])
+
+
+def test_only_the_start_of_a_long_text_is_encoded():
+    tokenizer = tiny_tokenizer()
+    for text in (LONG_TEXTS[0], LONG_TEXTS[4]):
+        assert tokenizer.encoding(text, 12).offsets[-2][1] < len(text)
 
 
 def test_spans_point_at_the_characters_of_each_token():
