@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -95,14 +94,14 @@ def test_the_loss_of_several_contrasts_is_their_mean():
     (batch,) = batches_of(config)
     image, text = class_states(task, batch)
     target = torch.eye(ROWS).tolist()
-    total = 0.0
-    for head, change in (
-        (task.contrast.features, lambda x: x),
-        (task.contrast.more_features[0], lambda x: x.flip(1) ** 2),
-    ):
-        image_Bd = F.normalize(change(image) @ head.image.weight.T, dim=1)
-        text_Bd = F.normalize(change(text) @ head.text.weight.T, dim=1)
-        total += slow_contrast(image_Bd, text_Bd, target, head.temperature.item())
+
+    def slow_loss(head: Any, image_BD: Tensor, text_BD: Tensor) -> float:
+        image_Bd = F.normalize(image_BD @ head.image.weight.T)
+        text_Bd = F.normalize(text_BD @ head.text.weight.T)
+        return slow_contrast(image_Bd, text_Bd, target, head.temperature.item())
+
+    total = slow_loss(task.contrast.features, image, text)
+    total += slow_loss(task.contrast.more_features[0], image.flip(1) ** 2, text.flip(1) ** 2)
     output = task(batch)
     assert output.terms["itc"].item() == pytest.approx(total / 2, rel=1e-4)
     output.loss.backward()
@@ -120,28 +119,17 @@ def matched(task: Any, batch: PairBatch, monkeypatch) -> tuple[list[int], list[i
     """Which image and text each matched pair has, by row among all, and its label."""
     (everything,) = batches_of(task.config)
 
-    def rows_of(states: list[Tensor], candidates: list[Tensor]) -> list[int]:
-        rows = []
-        for state in states:
-            matches = []
-            for row, candidate in enumerate(candidates):
-                if candidate.shape == state.shape and torch.allclose(candidate, state, atol=1e-5):
-                    matches.append(row)
-            (row,) = matches
-            rows.append(row)
-        return rows
-
-    def without_padding(x_BND: Tensor, is_padding_BN: Tensor) -> list[Tensor]:
-        return [
-            x_ND[~is_padding_N] for x_ND, is_padding_N in zip(x_BND, is_padding_BN, strict=True)
-        ]
+    def nearest_rows(states_BD: Tensor, candidates_BD: Tensor) -> list[int]:
+        distances, rows = torch.cdist(states_BD, candidates_BD).min(1)
+        assert distances.max() < 1e-4
+        return rows.tolist()
 
     def rows(image: Tokens, text: Any) -> tuple[list[int], list[int]]:
-        all_images = [*task.encoder.image(everything.pixels()).x_BND]
+        """Texts differ in their first word."""
+        all_images = task.encoder.image(everything.pixels()).x_BND
         all_texts = task.encoder.text(everything.ids_BT, None).x_BND
-        all_texts = without_padding(all_texts, everything.is_padding_BT)
-        texts = without_padding(text.x_BND, text.is_padding_BN)
-        return rows_of([*image.x_BND], all_images), rows_of(texts, all_texts)
+        image_rows = nearest_rows(image.x_BND.flatten(1), all_images.flatten(1))
+        return image_rows, nearest_rows(text.x_BND[:, 1], all_texts[:, 1])
 
     images, texts, labels = watch_matching(task, batch, monkeypatch, rows)
     return images, texts, labels.tolist()
@@ -152,8 +140,9 @@ def test_random_half_gives_half_of_the_texts_another_image_and_needs_no_contrast
     config = config_of(mlm_weight=0.0, itc_weight=0.0, itm_negatives="random_half")
     task = build(config)
     (batch,) = batches_of(config)
-    assert {name.split(".")[0] for name, _ in task.contrast.named_parameters()} == {"match_head"}
-    assert {"itm", "itm_acc"} <= set(task(batch).terms) and "itc" not in task(batch).terms
+    terms = task(batch).terms.keys()
+    assert {"itm", "itm_acc"} <= terms
+    assert "itc" not in terms
     assert not task.is_comparable
     assert task.image_features(batch.images_BCHW).shape == (ROWS, task.feature_dim)
     images, texts, labels = matched(task, batch, monkeypatch)
@@ -161,13 +150,16 @@ def test_random_half_gives_half_of_the_texts_another_image_and_needs_no_contrast
     pairs = list(zip(images, texts, strict=True))
     assert labels == [image == text for image, text in pairs]
     assert not {(0, 2), (2, 0)} & set(pairs)
-    for B in (ROWS, 5):
-        is_match = torch.eye(B, dtype=torch.bool)
-        candidates = torch.arange(B)[:, None]
-        halves = [is_match[negatives.random_half(candidates)] for _ in range(400)]
-        assert all(half.sum() == B // 2 for half in halves)
-        error_B = torch.stack(halves).float().mean(0) - B // 2 / B
-        assert error_B.abs().max() < 0.125  # five standard deviations
+
+
+@pytest.mark.parametrize("B", [8, 5])
+def test_random_half_changes_each_row_as_often(B):
+    is_match = torch.eye(B, dtype=torch.bool)
+    candidates = torch.arange(B)[:, None]
+    halves = torch.stack([is_match[negatives.random_half(candidates)] for _ in range(400)])
+    assert (halves.sum(1) == B // 2).all()
+    error_B = halves.float().mean(0) - B // 2 / B
+    assert error_B.abs().max() < 0.125  # five standard deviations
 
 
 def slow_draw(scores: list[float], is_match: list[bool], draw: float) -> int:
@@ -193,18 +185,17 @@ def test_global_negatives_are_drawn_among_all_micro_batches(sizes, monkeypatch):
     (whole,) = batches_of(config)
     assert whole.draw_B3 is not None
     image, text = features_of(task, whole)
-    order = np.argsort(whole.draw_B3[:, 0].numpy())
+    order = whole.draw_B3[:, 0].argsort()
     expected: dict[str, list[int]] = {"images": [], "texts": []}
     for row in range(ROWS):
         is_match = [bool(whole.image_id_B[row] == whole.image_id_B[partner]) for partner in order]
-        for name, scores, draw in (
-            ("images", image @ text[row], 1),
-            ("texts", text @ image[row], 2),
-        ):
-            line = (scores[torch.from_numpy(order)] / 0.07).tolist()
-            expected[name].append(
-                int(order[slow_draw(line, is_match, whole.draw_B3[row, draw].item())])
-            )
+        _, image_draw, text_draw = whole.draw_B3[row].tolist()
+        image_scores = (image @ text[row])[order] / 0.07
+        text_scores = (text @ image[row])[order] / 0.07
+        image_place = slow_draw(image_scores.tolist(), is_match, image_draw)
+        text_place = slow_draw(text_scores.tolist(), is_match, text_draw)
+        expected["images"].append(int(order[image_place]))
+        expected["texts"].append(int(order[text_place]))
     partners: dict[str, list[int]] = {"images": [], "texts": []}
     start = 0
     with torch.enable_grad():
@@ -220,22 +211,6 @@ def test_global_negatives_are_drawn_among_all_micro_batches(sizes, monkeypatch):
         partners["texts"] += texts[2 * B :]
         start += B
     assert partners == expected
-
-
-def test_draws_follow_the_weights_and_never_a_match():
-    similarity = torch.tensor([3.0, 1.0, 0.0, 2.0, -1.0, 2.5]).expand(2000, 6)
-    draws = torch.linspace(0, 1, 2000).double()
-    is_match = torch.tensor([True, False, False, False, False, True]).expand(2000, 6)
-    drawn = objectives.hard_negatives(
-        similarity, is_match, draws, torch.zeros(2000, dtype=torch.long)
-    )
-    weights = np.exp([-np.inf, 1.0, 0.0, 2.0, -1.0, -np.inf])
-    shares = np.bincount(drawn.numpy(), minlength=6) / 2000
-    np.testing.assert_allclose(shares, weights / weights.sum(), atol=1.5e-3)
-    everything = objectives.hard_negatives(
-        similarity[:2], torch.ones(2, 6, dtype=torch.bool), draws[:2], torch.tensor([4, 1])
-    )
-    assert everything.tolist() == [4, 1]
 
 
 @torch.no_grad()
@@ -346,6 +321,5 @@ def test_wrong_words_may_come_from_the_whole_vocabulary():
     assert (ids == 7).float().mean().item() == pytest.approx(0.1, abs=margin)
     assert len(wrong) / 10_000 == pytest.approx(0.1, abs=margin)
     assert wrong.max() < tiny.SIZES.vocab_size
-    assert len(wrong.unique()) > 0.9 * tiny.SIZES.vocab_size * (
-        1 - math.exp(-1000 / tiny.SIZES.vocab_size)
-    )
+    num_expected = tiny.SIZES.vocab_size * (1 - math.exp(-1000 / tiny.SIZES.vocab_size))
+    assert len(wrong.unique()) > 0.9 * num_expected

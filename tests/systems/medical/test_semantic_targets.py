@@ -12,8 +12,6 @@ from PIL import Image
 
 from eve_vl import objectives
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.systems.medical.phantoms.reports import COLUMNS
-from eve_vl.systems.medical.phantoms.rows import PhantomPairs
 from eve_vl.systems.medical.readers.chexpert import CHEXPERT_LABELS
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.utils.errors import UserError
@@ -105,13 +103,3 @@ def test_absent_labels_are_read_from_tables(tmp_path):
     values = ",".join(["a.png", "edema .", "1.0", "0.0", "-1.0", *[""] * 11])
     (tmp_path / "chexpert.csv").write_text(f"{header}\n{values}")
     assert read_labels(tmp_path / "chexpert.csv") == (["Edema"], [names[1]])
-
-
-def test_absent_labels_of_phantoms_are_those_that_their_report_denies():
-    phantoms = PhantomPairs(split="train", image_size=64)
-    for index in range(20):
-        row = phantoms[index]
-        states = phantoms.report(index).labels
-        denied = {COLUMNS[column] for column, state in states.items() if state == 0}
-        assert set(row.absent) == denied
-        assert denied.isdisjoint(row.labels)

@@ -20,7 +20,6 @@ from helpers.tiny_encoder import (
     LENGTHS,
     SIZES,
     VOCAB,
-    encoder,
     pixels,
     slow_encode,
     text_batch,
@@ -154,12 +153,6 @@ def test_an_image_or_a_text_has_two_contrasts(kind):
         ffn.norm_image = ffn.norm_text = ffn.norm_vl
     torch.testing.assert_close(model.cls(image, text)[0], second_BD)
     assert (first_BD - second_BD).abs().max() > 0.1
-
-
-def test_other_encoders_have_one_contrast():
-    model = encoder()
-    assert model.num_contrasts == 1
-    assert len(model.for_contrast(*tokens_of(model, "image"))[0]) == 1
 
 
 @pytest.mark.parametrize("kind", ["image", "text", "pair"])
