@@ -68,40 +68,30 @@ def render(svg: str, size: int) -> Image.Image:
     return Image.new("RGB", (size, size), (len(svg), 0, 0))
 
 
-def test_the_set_is_built(packages, tmp_path):
+def test_the_set_is_built_and_passes_the_check(packages, tmp_path, eve):
     out = tmp_path / "emoji"
-    counts = emoji.build(packages, out, render, size=8)
-    rows = {
-        split: [json.loads(line) for line in (out / f"{split}.jsonl").read_text().splitlines()]
-        for split in emoji.SPLITS
-    }
-    assert {split: len(split_rows) for split, split_rows in rows.items()} == {
-        split: sum(count for (of, _), count in counts.items() if of == split)
-        for split in emoji.SPLITS
-    }
-    every = {
-        (row["vendor"], row["concept"]): row for split_rows in rows.values() for row in split_rows
-    }
-    concepts = {("noto", concept) for concept in ("1F41C", "2600", "1F46A", "1F468-200D-1F466")}
-    assert set(every) == concepts | {("fluent-emoji-flat", concept) for _, concept in concepts} | {
-        ("twemoji", "1F41C")
-    }
-    assert every["noto", "1F41C"] == {
+    counts = emoji.build(packages, out, render, size=32)
+    row_of = {}
+    for split in emoji.SPLITS:
+        rows = [json.loads(line) for line in (out / f"{split}.jsonl").read_text().splitlines()]
+        assert len(rows) == sum(num for (name, _), num in counts.items() if name == split)
+        row_of |= {(row["vendor"], row["concept"]): row for row in rows}
+    expected = {("twemoji", "1F41C")}
+    for concept in ("1F41C", "2600", "1F46A", "1F468-200D-1F466"):
+        expected |= {("noto", concept), ("fluent-emoji-flat", concept)}
+    assert set(row_of) == expected
+    assert row_of["noto", "1F41C"] == {
         "image": "images/noto/1f41c.png",
         "captions": ["ant", "ant: animal, insect"],
         "vendor": "noto",
         "concept": "1F41C",
         "license": "noto-licence",
     }
-    assert every["noto", "2600"]["captions"] == ["sun"]
-    for row in every.values():
+    assert row_of["noto", "2600"]["captions"] == ["sun"]
+    for row in row_of.values():
         with Image.open(out / row["image"]) as image:
-            assert image.size == (8, 8)
-
-
-def test_what_is_built_passes_the_check(packages, tmp_path, eve):
-    emoji.build(packages, tmp_path / "emoji", render, size=32)
-    done = eve("data", "check", tmp_path / "emoji" / "train.jsonl")
+            assert image.size == (32, 32)
+    done = eve("data", "check", out / "train.jsonl")
     assert done.returncode == 0, done.stderr
 
 
@@ -111,51 +101,59 @@ def test_views_are_square(packages):
     assert 'viewBox="1 -6 32 32"' in svgs["2600"]
 
 
-def test_a_concept_has_one_split_and_the_shares_are_kept():
+def test_concepts_are_split_in_the_named_shares():
     splits = [emoji.split_of(f"1F{number:03X}") for number in range(4000)]
-    assert splits == [emoji.split_of(f"1F{number:03X}") for number in range(4000)]
     assert splits.count("val") / 4000 == pytest.approx(iconify.VAL_SHARE, abs=0.01)
     assert splits.count("test_concepts") / 4000 == pytest.approx(iconify.TEST_SHARE, abs=0.02)
 
 
+def write_lock(packages: Path) -> None:
+    """Write what npm writes when all packages are there."""
+    versions = {}
+    for package in emoji.PACKAGES:
+        name, _, version = package.rpartition("@")
+        versions[f"node_modules/{name}"] = {"version": version}
+    write(packages / ".package-lock.json", {"packages": versions})
+
+
 def test_packages_are_fetched_once(packages, tmp_path, monkeypatch):
-    listed = {
-        f"node_modules/{name}": {"version": version}
-        for name, _, version in (p.rpartition("@") for p in emoji.PACKAGES)
-    }
-    write(packages / ".package-lock.json", {"packages": listed})
-    assert emoji.fetch(tmp_path, emoji.PACKAGES) == packages  # they are there
+    write_lock(packages)
+    assert emoji.fetch(tmp_path, emoji.PACKAGES) == packages
     monkeypatch.setattr(shutil, "which", lambda name: f"/somewhere/{name}")
     commands = []
 
-    def fake_run(command, **_):
+    def succeed(command, **_):
         commands.append(command)
-        return SimpleNamespace(returncode=len(commands) - 1, stderr="npm error no  network\nmore\n")
+        return SimpleNamespace(returncode=0, stderr="")
 
-    monkeypatch.setattr(subprocess, "run", fake_run)
-    assert emoji.fetch(tmp_path / "new", emoji.PACKAGES) == tmp_path / "new" / "node_modules"
-    assert commands == [
-        ["/somewhere/npm", "install", "--prefix", tmp_path / "new", *emoji.PACKAGES]
-    ]
-    with pytest.raises(UserError, match=r"^npm install failed: npm error no network \("):
-        emoji.fetch(tmp_path / "other", emoji.PACKAGES)
-    with pytest.raises(UserError, match=r"^npm install failed"):  # another version is there
-        emoji.fetch(tmp_path, [*emoji.PACKAGES[1:], "emojibase-data@18.0.0"])
+    monkeypatch.setattr(subprocess, "run", succeed)
+    new = tmp_path / "new"
+    assert emoji.fetch(new, emoji.PACKAGES) == new / "node_modules"
+    assert commands == [["/somewhere/npm", "install", "--prefix", new, *emoji.PACKAGES]]
+    another_version = [*emoji.PACKAGES[1:], "emojibase-data@18.0.0"]
+    emoji.fetch(tmp_path, another_version)
     (packages / ".package-lock.json").unlink()  # npm was cut off
-    with pytest.raises(UserError, match=r"^npm install failed"):
+    emoji.fetch(tmp_path, emoji.PACKAGES)
+    assert len(commands) == 3
+
+
+def test_a_failing_npm_is_reported(tmp_path, monkeypatch):
+    failed = SimpleNamespace(returncode=1, stderr="npm error no  network\nmore\n")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/somewhere/{name}")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(UserError, match=r"^npm install failed: npm error no network \("):
         emoji.fetch(tmp_path, emoji.PACKAGES)
 
 
-def test_mistakes_are_told_in_one_line(packages, tmp_path, monkeypatch):
+def test_missing_programs_and_files_are_reported(packages, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(UserError, match=r"^npm is not installed: .*--packages$"):
         emoji.fetch(tmp_path / "empty", emoji.PACKAGES)
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(UserError, match=r"pip install resvg-py$"):
         emoji.resvg()
-    with pytest.raises(
-        UserError, match=r"data\.json: No such file or directory; --packages must be"
-    ):
+    message = r"data\.json: No such file or directory; --packages must be"
+    with pytest.raises(UserError, match=message):
         emoji.build(tmp_path, tmp_path / "emoji", render)
     (packages / "emojibase-data/en/data.json").write_text("[")
     with pytest.raises(UserError, match=r"data\.json: not JSON"):
