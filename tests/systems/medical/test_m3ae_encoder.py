@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from eve_vl.config import DualEncoderConfig, TaskConfig
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
+from eve_vl.model.dual_encoder import DualEncoder
 from eve_vl.model.packing import PackedTokens
 from eve_vl.model.tokens import Tokens, index_tokens
 from eve_vl.model.tower import Tower
@@ -277,6 +278,14 @@ def test_tasks_that_the_model_cannot_have_are_refused():
         tiny_towers(PairConfig())
     with pytest.raises(UserError, match="joint_masking masks both modalities"):
         tiny_towers(MaskedSignalConfig(joint_masking=True, **DECODER))
+
+
+def test_bare_towers_encode_no_pairs():
+    section = DualEncoderConfig(embed_dim=16, num_heads=2, image_depth=1, text_depth=1)
+    encoder = DualEncoder(section, tiny_config().input, VOCAB)
+    pixels, ids, is_padding = three_pairs()
+    with pytest.raises(UserError, match="give one of the two"):
+        encoder.encode(encoder.image(pixels), encoder.text(ids, is_padding))
 
 
 # Runs
