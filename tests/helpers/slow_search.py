@@ -79,7 +79,10 @@ def match_logits(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
 
 
 class SlowSearch:
-    """A search by one query after the other; `num_reranked` candidates are matched."""
+    """A search by one query after the other; `num_reranked` candidates are matched.
+
+    A task without features has no order before.
+    """
 
     def __init__(self, task: Any, dataset: SearchSet, num_reranked: int):
         self.task = task
@@ -87,9 +90,10 @@ class SlowSearch:
         self.num_reranked = num_reranked
         self.pixels = candidate_pixels(dataset)
         self.ids = [ids_of_text(dataset, caption) for caption in dataset.captions]
-        self.image_features = [image_feature(task, pixels) for pixels in self.pixels]
-        self.text_features = [text_feature(task, ids) for ids in self.ids]
-        self.temperature = task.contrast.features.temperature.item()
+        self.has_features = hasattr(task.contrast, "features")
+        if self.has_features:
+            self.image_features = [image_feature(task, pixels) for pixels in self.pixels]
+            self.text_features = [text_feature(task, ids) for ids in self.ids]
         self.scores: dict[tuple[int, str], float] = {}
         """Of each matched pair of an image and the words of a caption."""
         images = range(len(self.pixels))
@@ -126,15 +130,18 @@ class SlowSearch:
         return [slow_hit(keys, matches, k) for k in RECALLS]
 
     def _similarity(self, image: int, caption: int) -> float:
+        if not self.has_features:
+            return 0.0
         return (self.image_features[image] @ self.text_features[caption]).item()
 
     def _score(self, image: int, caption: int) -> float:
         """Return what the best candidates are ordered by."""
         pair = (image, self.dataset.captions[caption])
         if pair not in self.scores:
-            no, yes = match_logits(self.task, self.pixels[image], self.ids[caption])
-            score = yes
+            logits = match_logits(self.task, self.pixels[image], self.ids[caption])
+            score = logits[-1]
             if self.task.settings.rerank_by == "sum":
-                score = yes - no + self._similarity(image, caption) / self.temperature
+                temperature = self.task.contrast.features.temperature.item()
+                score += self._similarity(image, caption) / temperature - logits[0]
             self.scores[pair] = score
         return self.scores[pair]

@@ -216,6 +216,13 @@ PAINTED = {
             "tr1 0.300 is better than chance (0.012, intervals apart)",
         ),
         (
+            RetrievalEvaluator,
+            {"tr1_hard": share(7500, 10000), "tr1_hard_chance": 0.25}
+            | {"tr1_hard_wrong_image": share(7500, 10000)},
+            "tr1_hard 0.750, the best of 2 baselines, looking at a wrong image 0.750: "
+            "no significant difference",
+        ),
+        (
             VQAEvaluator,
             {"vqa_acc": share(660, 1000)},
             "vqa_acc 0.660 (0.6301–0.6887, n 1,000), without a baseline to compare it with",

@@ -104,7 +104,7 @@ def train_a_little(task: Any) -> None:
     """Train until contrast is right more often than not, but not always."""
     optimizer = torch.optim.AdamW(task.parameters(), lr=5e-3)
     with torch.enable_grad():
-        for batch in list(validation_batches(task.config, 5)) * 12:
+        for batch in list(validation_batches(task.config, 5)) * 10:
             optimizer.zero_grad()
             task(batch).loss.backward()
             optimizer.step()

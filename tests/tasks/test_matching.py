@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from eve_vl.cli.main import main
 from eve_vl.evaluation.evaluate import changed_settings, with_settings
@@ -24,11 +23,11 @@ from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.utils.errors import UserError
 from helpers import tiny_tasks
 from helpers.counted_rows import counted_rows
-from helpers.slow_ranking import RECALLS, slow_hit
+from helpers.slow_ranking import slow_hit
 from helpers.slow_search import (
+    SlowSearch,
     candidate_pixels,
     caption_batch,
-    ids_of_text,
     lone_pairs,
     match_logits,
 )
@@ -50,11 +49,6 @@ def matching_only(**task: Any) -> RetrievalConfig:
 def build(section: Any) -> Any:
     config = tiny_config(task=section, model={"balance_weight": 0.0}, train={"batch_size": 6})
     return tiny_tasks.build(config)
-
-
-def match_score(task: Any, pixels: Tensor, ids: Tensor) -> float:
-    """Return the score that pairs are ordered by: the logit of yes, or the only one."""
-    return round(match_logits(task, pixels, ids)[-1], 4)
 
 
 # Training
@@ -116,27 +110,6 @@ def test_texts_of_one_image_leave_nothing_to_rank():
 # Search
 
 
-def slow_recalls(task: Any, dataset: SearchSet) -> dict[str, float]:
-    """Return recalls by the match scores of each image with each caption."""
-    captions_ids = [ids_of_text(dataset, caption) for caption in dataset.captions]
-    scores = []
-    for pixels in candidate_pixels(dataset):
-        scores.append([match_score(task, pixels, ids) for ids in captions_ids])
-    images_of_caption: list[list[int]] = [[] for _ in captions_ids]
-    for image, captions in enumerate(dataset.captions_of):
-        for caption in captions:
-            images_of_caption[caption].append(image)
-
-    columns = list(zip(*scores, strict=True))
-    recalls = {}
-    directions = (("tr", scores, dataset.captions_of), ("ir", columns, images_of_caption))
-    for name, rows, matches in directions:
-        for k in RECALLS:
-            hits = [slow_hit(*query, k) for query in zip(rows, matches, strict=True)]
-            recalls[f"{name}{k}"] = statistics.mean(hits)
-    return recalls
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options", [{}, {"itm_loss": "ranking", "ranking_candidates": 3, "dedup_captions": True}]
@@ -153,7 +126,7 @@ def test_a_search_by_matching_only_scores_every_pair_once(options, monkeypatch, 
     assert num_rows == {"encoder.image": 9, "contrast.match_head": 9 * num_texts}
     line = f"{9 * num_texts} fusion passes: 9 images with each of {num_texts} texts"
     assert line in capsys.readouterr().out
-    recalls = slow_recalls(task, dataset)
+    recalls = SlowSearch(task, dataset, num_reranked=10_000).recalls()
     assert {name: numbers[name] for name in recalls} == pytest.approx(recalls)
     assert not [name for name in numbers if "rerank" in name or "itc_only" in name]
     num_pairs = 9 * len(dataset.captions)
@@ -178,7 +151,8 @@ def test_hard_false_captions_are_scored_with_the_image_and_with_a_wrong_one():
             scores = []
             for text in texts:
                 ids = torch.from_numpy(dataset.ids[text])[None]
-                scores.append(match_score(task, pixels[(image + step) % 8], ids))
+                logits = match_logits(task, pixels[(image + step) % 8], ids)
+                scores.append(round(logits[-1], 4))
             hits.append(slow_hit(scores, [0], 1))
         assert numbers[name] == pytest.approx(statistics.mean(hits))
 

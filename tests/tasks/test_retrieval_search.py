@@ -27,9 +27,8 @@ def seeded() -> None:
     [
         (0, 0, False, "match"),
         (4, 1, False, "match"),
-        (10_000, 0, False, "match"),
+        (10_000, 0, True, "match"),
         (4, 0, True, "sum"),
-        (10_000, 1, True, "sum"),
     ],
 )
 def test_numbers_equal_a_slow_search(k, captions_per_image, merge, by):
@@ -59,9 +58,8 @@ def test_numbers_equal_a_slow_search(k, captions_per_image, merge, by):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("k", [3, 50])
-def test_reranking_scores_no_pair_and_embeds_no_side_twice(k, monkeypatch):
-    task = retrieval(rerank=k)
+def test_reranking_scores_no_pair_and_embeds_no_side_twice(monkeypatch):
+    task = retrieval(rerank=3)
     dataset = eval_set(task.config)
     gallery = gallery_of(task, dataset)
     pairs: list[tuple[int, str]] = []
@@ -75,9 +73,9 @@ def test_reranking_scores_no_pair_and_embeds_no_side_twice(k, monkeypatch):
     monkeypatch.setattr(reranking, "match_scores", watched)
     modules = ("encoder.image", "encoder.text", "contrast.match_head")
     with counted_rows(task, *modules) as num_rows:
-        result = search_gallery(task, gallery, k)
+        result = search_gallery(task, gallery, 3)
 
-    expected = SlowSearch(task, dataset, k)
+    expected = SlowSearch(task, dataset, 3)
     assert hits_of(result.ranks_I) == [pytest.approx(hits) for hits in expected.hits_of_images]
     assert hits_of(result.ranks_T) == [pytest.approx(hits) for hits in expected.hits_of_captions]
     assert sorted(pairs) == sorted(expected.scores)
