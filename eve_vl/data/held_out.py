@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from torch.utils.data import Subset
 
-from eve_vl.data.image_refs import ImageFile, ImageRef, ImageSpan
+from eve_vl.data.image_copies import NamedImage, content_keys
+from eve_vl.data.image_refs import ImageFile, ImageSpan
 from eve_vl.data.order import LARGE
 from eve_vl.data.records import Source, fetched
-from eve_vl.data.row_hashes import hash_of, image_key, row_keys
+from eve_vl.data.row_hashes import hash_of, row_keys
 from eve_vl.data.shard_order import BlockRows
 from eve_vl.data.splits import Splits
 from eve_vl.utils.console import progress
@@ -21,7 +22,7 @@ class Unit(NamedTuple):
     """What a split moves as a whole: a row or, in large sources, a shard.
 
     key: the hash that decides on its part; None: the row is unusable. contents: hashes of its
-    images or texts, which no other part may show.
+    images (see image_copies.py) or texts, which no other part may show.
     """
 
     key: int | None
@@ -45,6 +46,7 @@ def held_out_split(
     split_sources = []
     for source, name in zip(sources, names, strict=True):
         split_sources.append(_SplitSource(source, name, by_shards=by_shards))
+    _join_copies(split_sources)
 
     test_sources = _move(split_sources, test, below=test) if test else []
     val_sources = _move(split_sources, val, below=test + val) if val else []
@@ -63,13 +65,15 @@ class _SplitSource:
     def __init__(self, source: Any, name: str, *, by_shards: bool):
         self.source = source
         self.name = name
+        self.images: dict[int, NamedImage] = {}
+        """Its images by the key of their place; none of shards."""
         shards = source.blocks() if by_shards or len(source) > LARGE else []
         self.has_shards = len(shards) > 1
         if self.has_shards:
             self.units = [_unit_of_shard(shard_name) for shard_name, _ in shards]
             self.unit_sizes = np.array([num_rows for _, num_rows in shards])
         else:
-            self.units = _units_of_rows(source)
+            self.units = _units_of_rows(source, self.images)
             self.unit_sizes = np.ones(len(self.units), int)
         self.is_training = np.ones(len(self.units), bool)
 
@@ -96,6 +100,26 @@ class _SplitSource:
                 f"{self.name}: has too few images or texts for a held-out split; "
                 "name other data with --data.val"
             )
+
+
+def _join_copies(sources: Sequence[_SplitSource]) -> None:
+    """Give copies of an image, in any source, the same content, and their rows the lowest key."""
+    images: dict[int, NamedImage] = {}
+    for source in sources:
+        images.update(source.images)
+    content_of = content_keys(images)
+    lowest_key: dict[int, int] = {}  # by the content of the first image
+    for source in sources:
+        for place, unit in enumerate(source.units):
+            if unit.key is None:
+                continue
+            contents = tuple(content_of.get(key, key) for key in unit.contents)
+            source.units[place] = unit._replace(contents=contents)
+            lowest_key[contents[0]] = min(unit.key, lowest_key.get(contents[0], unit.key))
+    for source in sources:
+        for place, unit in enumerate(source.units):
+            if unit.key is not None:
+                source.units[place] = unit._replace(key=lowest_key[unit.contents[0]])
 
 
 def _move(sources: Sequence[_SplitSource], share: float, below: float) -> list[Source[Any]]:
@@ -127,14 +151,15 @@ def _unit_of_shard(name: str) -> Unit:
     return Unit(key, (key,))
 
 
-def _units_of_rows(source: Any) -> list[Unit]:
+def _units_of_rows(source: Any, images: dict[int, NamedImage]) -> list[Unit]:
+    """Return each row of a source as a unit; add its images to `images`."""
     rows = progress(range(len(source)), "splitting", len(source))
     if not source.columns.images:  # texts are read; places of images are known without
         rows = fetched(source, rows)
-    return [_unit_of_row(source, row) for row in rows]
+    return [_unit_of_row(source, row, images) for row in rows]
 
 
-def _unit_of_row(source: Any, row: int) -> Unit:
+def _unit_of_row(source: Any, row: int, images: dict[int, NamedImage]) -> Unit:
     """Return a row of a Table as a unit.
 
     Its key is the hash of the first image's place within the source, so that the split stays when
@@ -143,20 +168,24 @@ def _unit_of_row(source: Any, row: int) -> Unit:
     """
     image = source.image(row) if source.columns.images else None
     if image is not None:
-        return _unit_of_images(source, row, [image], "")
+        return _unit_of_images(source, row, [NamedImage(image, "")], images)
     try:
         record = source[row]
     except BadSampleError:
         return Unit(None, ())
     if record.images:
-        return _unit_of_images(source, row, record.images, record.where)
+        row_images = [NamedImage(image, record.where) for image in record.images]
+        return _unit_of_images(source, row, row_images, images)
     text_keys = row_keys(record)
     return Unit(text_keys[0] if text_keys else None, text_keys)
 
 
-def _unit_of_images(source: Any, row: int, images: Sequence[ImageRef], where: str) -> Unit:
-    contents = tuple(image_key(image, where) for image in images)
-    match images[0]:
+def _unit_of_images(
+    source: Any, row: int, row_images: Sequence[NamedImage], images: dict[int, NamedImage]
+) -> Unit:
+    contents = tuple(named.key for named in row_images)
+    images.update(zip(contents, row_images, strict=True))
+    match row_images[0].image:
         case ImageFile(path=path):
             place = path.relative_to(source.root(row)).as_posix()
         case ImageSpan(path=path, offset=offset):

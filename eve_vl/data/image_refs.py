@@ -40,13 +40,16 @@ class ImageSpan(Frozen):
         """
         if self.size > MAX_ENCODED_BYTES:
             raise OSError(0, f"has more than {MAX_ENCODED_BYTES >> 20} MB", str(self.path))
-        start = max(0, self.offset - tarfile.BLOCKSIZE)
-        end = self.offset + self.size
+        start, end = self.range_with_header()
         data = self._read_range(start, end)
         if len(data) != end - start or _size_in_header(data) != self.size:
             problem = f"byte {self.offset:,} begins no member of {self.size:,} bytes"
             raise changed_shard(self.path, problem)
         return data[tarfile.BLOCKSIZE :]
+
+    def range_with_header(self) -> tuple[int, int]:
+        """Return start and end of the member's bytes with the last block of its header."""
+        return max(0, self.offset - tarfile.BLOCKSIZE), self.offset + self.size
 
     def _read_range(self, start: int, end: int) -> bytes:
         if isinstance(self.path, RemotePath):

@@ -16,8 +16,9 @@ import numpy as np
 from torch.utils.data import Subset
 
 from eve_vl.data import fingerprint
+from eve_vl.data.image_copies import content_keys_of_rows
 from eve_vl.data.records import Record, Source, usable_rows
-from eve_vl.data.row_hashes import hash_of, row_keys
+from eve_vl.data.row_hashes import hash_of
 from eve_vl.data.source_check import MIN_NOISE, NOISE_SHARE
 from eve_vl.data.splits import Splits
 from eve_vl.utils.errors import UserError
@@ -138,15 +139,15 @@ def groups(keys: Sequence[Iterable[int]]) -> np.ndarray:
             return group_R
 
 
-def _linking_keys(records: Iterable[Record]) -> list[list[int]]:
+def _linking_keys(records: Sequence[Record]) -> list[list[int]]:
     """Return hashes of each row's images and captions.
 
-    Captions that far more rows have than others are left out.
+    Copies of an image have one hash. Captions that far more rows have than others are left out.
     """
     image_keys = []
     caption_keys = []
-    for record in records:
-        image_keys.append(row_keys(record))
+    for record, keys in zip(records, content_keys_of_rows(records), strict=True):
+        image_keys.append(keys)
         caption_keys.append({_caption_key(text) for text in record.texts})
 
     num_rows_of = Counter(key for keys in caption_keys for key in keys)

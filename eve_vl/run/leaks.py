@@ -8,9 +8,9 @@ from typing import Any
 
 from eve_vl.config import HELD_OUT, Config
 from eve_vl.config.generated_sources import generated
+from eve_vl.data.image_copies import shared_rows
 from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.records import Source
-from eve_vl.data.row_hashes import row_keys
 from eve_vl.run.loading import LoadedRun, read_config
 from eve_vl.run.start_folder import start_folder
 from eve_vl.tasks.evaluator import eval_rows
@@ -95,19 +95,21 @@ def _ancestors(config: Config) -> Iterator[tuple[Path, Config]]:
 def _count_seen_rows(seen: SeenData, sources: Sequence[Source[Any]]) -> tuple[int, int]:
     """Return how many rows are among the seen data, and how many were compared.
 
-    Rows are equal if they share an image (its file, or its bytes in tables) or, without images, a
-    text. Generated data are equal as a whole: scenes of one split do not differ.
+    Rows are equal if they share an image, also as a copy, or, without images, a text. Generated
+    data are equal as a whole: scenes of one split do not differ.
     """
     pairs = zip(seen.specs, seen.sources, strict=True)
     files = [source for spec, source in pairs if not generated(spec)]
-    seen_keys: set[int] = set()
-    for row in eval_rows(files, MAX_SEEN_ROWS):
-        seen_keys.update(row_keys(row))
+    seen_rows = list(eval_rows(files, MAX_SEEN_ROWS))
+    compared_rows = []
     num_seen = 0
     num_compared = 0
     for source in sources:
-        for row in eval_rows([source], MAX_COMPARED_ROWS):
-            num_compared += 1
-            if source in seen.sources or not seen_keys.isdisjoint(row_keys(row)):
-                num_seen += 1
+        rows = list(eval_rows([source], MAX_COMPARED_ROWS))
+        num_compared += len(rows)
+        if source in seen.sources:
+            num_seen += len(rows)
+        else:
+            compared_rows += rows
+    num_seen += len(shared_rows(seen_rows, compared_rows))
     return num_seen, num_compared

@@ -74,7 +74,7 @@ def write_shard(folder: Path, numbers: Iterable[int]) -> Path:
     folder.mkdir()
     members = {}
     for number in numbers:
-        members[f"{number}.jpg"] = b"image"
+        members[f"{number}.jpg"] = bytes(number + 1)
         members[f"{number}.txt"] = b"caption"
     write_tar_of(folder / "pairs.tar", members)
     return folder

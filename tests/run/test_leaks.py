@@ -34,12 +34,15 @@ def test_training_rows_are_recognised_whatever_the_name_of_the_file(run, eve, tm
 
     renamed = table_of(run).with_name("renamed.jsonl")
     renamed.write_text("".join(table_of(run).read_text().splitlines(keepends=True)[:60]))
-    new = write_color_rows(tmp_path / "new", 10, word="row")
-    assert leaks_of(run, new) == []
-    (sentence,) = leaks_of(run, renamed, new)
-    match = re.match(r"of 70 rows compared, (\d+) ", sentence)
+    copies = write_color_rows(tmp_path / "new", 60, word="row")
+    (sentence,) = leaks_of(run, renamed)
+    match = re.match(r"of 60 rows compared, (\d+) ", sentence)
     assert match is not None
     assert 40 <= int(match[1]) < 60
+    assert leaks_of(run, copies) == [sentence]
+    for image in copies.parent.glob("*.png"):
+        image.write_bytes(image.read_bytes() + b"another image")
+    assert leaks_of(run, copies) == []
     done = eve("evaluate", "masked_signal", run.config.out, "--data", renamed)
     assert "show what this run was trained on" in done.stdout
 
