@@ -21,6 +21,7 @@ from eve_vl.utils.errors import UserError, nearest
 if TYPE_CHECKING:
     from eve_vl.data.records import Source
     from eve_vl.data.source_check import SourceReport
+    from eve_vl.data.split_overlap import SharedImage
     from eve_vl.data.tokenizer import Tokenizer
 
 GENERATED_SIZE = 64  # pixels of generated images; larger ones only take longer
@@ -39,30 +40,51 @@ class CheckArgs(JsonArgs, SourceArgs):
     vocabulary; a recipe or FILE.py:NAME."""
     init: Path | None = None
     """Run that a fine-tuning --recipe starts from; default: a recipe, which is printed."""
+    against: tuple[str, ...] = ()
+    """Other splits: their rows that show a copy or a near-duplicate of an image of PATH are
+    named."""
 
 
 def run_data_check(args: CheckArgs) -> None:
     """Check every row and image, list broken rows: eve data check PATH [flags]."""
-    refuse_missing([args.path])
+    refuse_missing([args.path, *args.against])
     from eve_vl.data.check_lines import report_lines
     from eve_vl.data.opening import open_sources
     from eve_vl.data.source_check import check_source
+    from eve_vl.data.split_overlap import overlap_lines, shared_images
 
     config = _checked_recipe(args)
     kind = args.kind
     require = None
     if config is not None:
         kind, require = _needs_of_recipe(config)
-    (source,) = open_sources(
-        (args.path,), DataConfig(**args.reading()), GENERATED_SIZE, kind, must_be_usable=False
+    source, *other_splits = open_sources(
+        (args.path, *args.against),
+        DataConfig(**args.reading()),
+        GENERATED_SIZE,
+        kind,
+        must_be_usable=False,
     )
-    report = check_source(source, require=require)
+    report = check_source(source, require=require, keeps_images=bool(other_splits))
     print_line(*report_lines(report))
+    shared: dict[str, list[SharedImage]] = {}
+    for name, other in zip(args.against, other_splits, strict=True):
+        other_images = check_source(other, keeps_images=True).images
+        shared[name] = shared_images(other_images, report.images)
+        lines = overlap_lines(shared[name], len(other_images), args.path)
+        print_line(*[f"{name}: {line}" for line in lines or ["shares no image"]])
     _print_hints(source, report, args.kind)
     if config is not None and report.usable:
         print_line(*_text_lines(config, args.init, source))
-    write_json(args.json, dataclasses.asdict(report))
-    if report.broken:
+    values = dataclasses.asdict(replace(report, images=[]))
+    del values["images"]
+    if shared:
+        values["shared_images"] = {
+            name: [dataclasses.asdict(image) for image in images] for name, images in shared.items()
+        }
+    write_json(args.json, values)
+    has_copies = any(image.is_copy for images in shared.values() for image in images)
+    if report.broken or has_copies:
         sys.exit(1)
 
 

@@ -1,16 +1,15 @@
 """The data check of `eve learn`: it reads all rows and chooses the validation and test splits."""
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from eve_vl.config import HELD_OUT
-from eve_vl.data.decoding import read_image
-from eve_vl.data.image_refs import Unencoded
+from eve_vl.data.image_copies import shared_rows
 from eve_vl.data.opening import open_sources, open_splits
 from eve_vl.data.records import Record, Source, usable_rows
-from eve_vl.data.row_hashes import hash_of, image_key
 from eve_vl.data.source_check import SourceReport, check_source
 from eve_vl.data.split_file import write_split
+from eve_vl.data.split_overlap import overlap_lines, shared_images
+from eve_vl.data.splits import Splits
 from eve_vl.learn import settings
 from eve_vl.learn.decisions import DataFacts
 from eve_vl.learn.plan import Plan
@@ -18,7 +17,7 @@ from eve_vl.learn.stage_config import with_data
 from eve_vl.recipes import get_recipe
 from eve_vl.train import processes
 from eve_vl.utils.console import pluralize
-from eve_vl.utils.errors import BadSampleError, UserError
+from eve_vl.utils.errors import UserError
 
 SPLIT_FILE = "split.json"
 
@@ -31,13 +30,13 @@ def check_data(plan: Plan) -> None:
     if plan.decisions.data is not None:
         return
     sources = _open(plan, plan.request.data.train)
-    reports = [check_source(source) for source in sources]
+    reports = [check_source(source, keeps_images=True) for source in sources]
     num_usable = sum(report.usable for report in reports)
     num_broken = sum(len(report.broken) for report in reports)
     size = pluralize(num_usable, plan.job.row_name)
     if num_broken:
         size += f", {num_broken:,} unusable (eve data check lists them)"
-    rows = [row for source in sources for _, row in usable_rows(source)]
+    rows = _usable(sources)
     _refuse_too_few(plan, rows, num_usable, size)
     _refuse_overlaps(plan, sources)
 
@@ -47,11 +46,13 @@ def check_data(plan: Plan) -> None:
     held["max_invalid_fraction"] = max_invalid
     facts = _facts_about(rows, num_usable, reports, held)
     plan.decisions.data = facts
-    _count_splits(plan, facts, num_broken)
+    splits = open_splits(with_data(plan, get_recipe("icons")), plan.job.rows)
+    _count_splits(plan, facts, splits, num_broken)
     plan.decide(
         f"data: {size}: {facts.train:,} to train on, {facts.val:,} to choose by, "
         f"{facts.test:,} for the final numbers only"
     )
+    _note_near_duplicates(plan, splits, reports)
 
 
 def _open(plan: Plan, specs: Sequence[str]) -> list[Source]:
@@ -92,10 +93,9 @@ def _refuse_overlap(
 
     Raises UserError if more than MAX_SHARED_IMAGES of the rows show such images.
     """
-    rows = list(_image_hashes(sources))
+    rows = _usable(sources)
     for where, earlier_sources in earlier.items():
-        hashes = {image for row in _image_hashes(earlier_sources) for image in row}
-        num_shared = sum(not hashes.isdisjoint(row) for row in rows)
+        num_shared = len(shared_rows(_usable(earlier_sources), rows))
         if num_shared == 0:
             continue
         size = pluralize(len(rows), "row")
@@ -107,18 +107,8 @@ def _refuse_overlap(
         plan.decide(f"note: {problem}, so the numbers on them are a little too good")
 
 
-def _image_hashes(sources: Iterable[Source]) -> Iterator[list[int]]:
-    """Yield a hash of the content of each image, for each usable row."""
-    for source in sources:
-        for _, row in usable_rows(source, images=True):
-            hashes = []
-            with contextlib.suppress(BadSampleError):
-                for image in row.images:
-                    if isinstance(image, Unencoded):
-                        hashes.append(image_key(image, row.where))
-                    else:
-                        hashes.append(hash_of(read_image(image, row.where)))
-                yield hashes
+def _usable(sources: Iterable[Source]) -> list[Record]:
+    return [row for source in sources for _, row in usable_rows(source)]
 
 
 def _held_out_options(plan: Plan, sources: list[Source], num_rows: int) -> dict[str, object]:
@@ -164,9 +154,26 @@ def _facts_about(
     )
 
 
-def _count_splits(plan: Plan, facts: DataFacts, num_broken: int) -> None:
+def _note_near_duplicates(plan: Plan, splits: Splits, reports: Sequence[SourceReport]) -> None:
+    """Note held-out images that resemble images to train on, such as resized copies."""
+    is_val_held_out = plan.request.data.val == (HELD_OUT,)
+    held_out_sources = [*(splits.val if is_val_held_out else ()), *splits.test]
+    held_out_rows = {row.where for row in _usable(held_out_sources)}
+    held_out_images = []
+    train_images = []
+    for report in reports:
+        for image in report.images:
+            if image.where in held_out_rows:
+                held_out_images.append(image)
+            else:
+                train_images.append(image)
+    shared = shared_images(held_out_images, train_images)
+    for line in overlap_lines(shared, len(held_out_images), "the rows to train on"):
+        plan.decide(f"note: of the held-out rows, {line}")
+
+
+def _count_splits(plan: Plan, facts: DataFacts, splits: Splits, num_broken: int) -> None:
     """Count the usable rows of each split."""
-    splits = open_splits(with_data(plan, get_recipe("icons")), plan.job.rows)
     # held-out parts of a split file have usable rows only; of fractions, nearly so
     facts.train = sum(map(len, splits.train)) - num_broken
     facts.val = sum(map(len, splits.val))

@@ -11,6 +11,7 @@ from eve_vl.config.generated_sources import generated
 from eve_vl.data.image_copies import shared_rows
 from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.records import Source
+from eve_vl.data.splits import Splits
 from eve_vl.run.loading import LoadedRun, read_config
 from eve_vl.run.start_folder import start_folder
 from eve_vl.tasks.evaluator import eval_rows
@@ -51,6 +52,24 @@ def leaks(run: LoadedRun, sources: Sequence[Source[Any]] | None = None) -> list[
                     f"of {num_compared:,} rows compared, {num_seen:,} show what {seen.use}"
                 )
     return sentences
+
+
+def validation_leaks(config: Config, splits: Splits) -> list[str]:
+    """Return a sentence if validation rows of other data than the training data show images that
+    are trained on."""
+    data = config.data
+    if data.val == (HELD_OUT,) or data.split_file is not None:
+        return []  # disjoint by construction
+    if any(map(generated, data.val)):
+        return []
+    seen = SeenData("", splits.train_names, splits.train)
+    num_seen, num_compared = _count_seen_rows(seen, splits.val)
+    if not num_seen:
+        return []
+    return [
+        f"of {num_compared:,} validation rows compared, {num_seen:,} show what is trained on, so "
+        "validation says too much; name other data with --data.val, or held-out"
+    ]
 
 
 def _open_train_and_val(config: Config) -> tuple[list[Source[Any]], list[Source[Any]]]:

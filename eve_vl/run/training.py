@@ -20,6 +20,7 @@ from eve_vl.data.row_dataset import RowDataset
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.intervals import to_json
 from eve_vl.run.absolute_paths import with_absolute_paths
+from eve_vl.run.leaks import validation_leaks
 from eve_vl.run.loading import build_task, read_labels
 from eve_vl.run.resume_checks import (
     check_batch_size,
@@ -148,6 +149,7 @@ def _set_up(config: Config, device: torch.device, must_resume: bool, accepts_dat
     sources = splits.train
     val_sources = splits.val
     print_line(*data_lines(config, sources, val_sources))
+    print_line(*[f"note: {sentence}" for sentence in validation_leaks(config, splits)])
     data, changed_data = check_data(config, splits, checkpoints, accepts_data)
     tokenizer = obtain_tokenizer(config, sources)
     require_truth(config, val_sources)

@@ -40,7 +40,7 @@ class Ranked(NamedTuple):
     """Cosines with the query; NaN without its vector."""
     is_literal_K: np.ndarray
     nearest: Nearest | None = None
-    """The DEPTH slots nearest to the query's vector, whatever the number of hits; None without
+    """The DEPTH slots nearest to the query's vector, for any number of hits; None without
     one."""
 
 

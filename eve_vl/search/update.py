@@ -22,6 +22,7 @@ from torch import Tensor
 
 from eve_vl.data.crops import eval_crop
 from eve_vl.data.kinds.findable import IndexableImage
+from eve_vl.data.near_duplicates import thumbprint
 from eve_vl.data.records import fetched
 from eve_vl.search import word_tables
 from eve_vl.search.database import Database
@@ -29,7 +30,7 @@ from eve_vl.search.feature_writer import FeatureWriter
 from eve_vl.search.file_stamps import file_state
 from eve_vl.search.fit import BACKGROUND_FACT
 from eve_vl.search.index_files import index_errors
-from eve_vl.search.near_duplicates import mark_near_duplicates, thumbprint
+from eve_vl.search.near_marks import mark_near_duplicates
 from eve_vl.search.pending_images import PendingImage
 from eve_vl.search.prefetch import THREADS, prefetch
 from eve_vl.search.schema import NO_CAPTION

@@ -113,7 +113,7 @@ def _add_scores(
 
 
 def _slots_with_equal_caption(database: Database, table: str, query: Query) -> list[int]:
-    """Return the slots with a caption of the query's words only, whatever its case and marks."""
+    """Return the slots with a caption of the query's words only, in any case."""
     query_words = _words(query.text)
     if not query.is_plain or not query_words:
         return []

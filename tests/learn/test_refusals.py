@@ -71,7 +71,7 @@ def test_test_images_that_are_also_in_other_sources_are_refused(refusal, table):
     missing = {"image": "missing.png", "caption": "no file"}
     write_rows(table.with_name("late.jsonl"), [*rows[55:], missing])
     line = refusal(rows[:55], "--val", "late.jsonl", "--test", "late.jsonl")
-    assert "late.jsonl: 5 of 5 rows show images that are also in" in line
+    assert "late.jsonl: 6 of 6 rows show images that are also in" in line
 
 
 def test_an_output_that_is_a_file_is_refused(table, capfd):

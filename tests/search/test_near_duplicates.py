@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from eve_vl.search.near_duplicates import first_near_duplicates
+from eve_vl.data.near_duplicates import first_near_duplicates
 from helpers.tiny_runs import noise
 
 
