@@ -1,7 +1,7 @@
 """Tiny fine-tuning tasks with their rows."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -167,9 +167,11 @@ def eval_set(config: Config, count: int = 23) -> Any:
     return evaluator_class(type(config.task)).dataset([source], config, TOKENIZER)
 
 
-def rows_of(dataset: Any, count: int) -> Any:
-    """Return the first rows as one batch."""
-    return dataset.collate([dataset[(0, 0, row)] for row in range(count)])
+def rows_of(dataset: Any, rows: int | Iterable[int], source: int = 0) -> Any:
+    """Return rows of a source as one batch; rows: their numbers, or how many of the first."""
+    if isinstance(rows, int):
+        rows = range(rows)
+    return dataset.collate([dataset[(0, source, row)] for row in rows])
 
 
 # Evaluation

@@ -78,7 +78,7 @@ def test_the_loss_of_one_label_is_the_cross_entropy_of_each_row_alone(reads):
     dataset = training_rows(config, 5)
     losses = []
     for row in range(5):
-        alone = dataset.collate([dataset[(0, 0, row)]])
+        alone = rows_of(dataset, [row])
         weights = task.predict(alone)[0][0].double().exp()
         losses.append(-math.log(weights[row % 3] / weights.sum()))
     loss = task(rows_of(dataset, 5)).terms["classification"]
@@ -149,16 +149,14 @@ def test_json_lines_follow_the_rows_of_all_sources():
     """By name, row 10 would come before row 2, and two files of one name would mix."""
     evaluator = evaluator_of(build(config_of()))
     dataset = evaluator.dataset([labeled(11), labeled(11)], config_of(), TOKENIZER)
-    batches = []
-    for source in (1, 0):
-        batches.append(dataset.collate([dataset[(0, source, row)] for row in range(11)]))
+    batches = [rows_of(dataset, 11, source=1), rows_of(dataset, 11, source=0)]
     text = evaluator.prediction_file(evaluator.predict_all(batches))
     lines = [json.loads(line) for line in text.splitlines()]
     for number, line in enumerate(lines):
         source, row = divmod(number, 11)
         assert (line["source"], line["position"], line["row"]) == (source, row, f"rows:{row}")
     for row, line in enumerate(lines[:3]):
-        (alone,) = evaluator.predict_all([dataset.collate([dataset[(0, 0, row)]])])
+        (alone,) = evaluator.predict_all([rows_of(dataset, [row])])
         assert line["label"] == alone.label
         assert line["probability"] == pytest.approx(float(alone.probability_C.max()))
 

@@ -12,7 +12,7 @@ from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.train.random_state import get_rng_state
 from helpers.tiny_config import tiny_config
 from helpers.tiny_rows import pairs
-from helpers.tiny_tasks import SECTIONS, TOKENIZER, build
+from helpers.tiny_tasks import SECTIONS, TOKENIZER, build, rows_of
 
 ROWS = 12
 TASKS = {
@@ -28,9 +28,8 @@ def config_of(name: str = "retrieval", **model: Any) -> Config:
 def micro_batches(task: Any, count: int) -> list[Any]:
     """Return the same rows in `count` batches."""
     dataset = type(task).dataset([pairs(ROWS)], task.config, TOKENIZER, training=True)
-    samples = [dataset[(0, 0, row)] for row in range(ROWS)]
-    size = ROWS // count
-    return [dataset.collate(samples[start : start + size]) for start in range(0, ROWS, size)]
+    parts = torch.arange(ROWS).chunk(count)
+    return [rows_of(dataset, part.tolist()) for part in parts]
 
 
 def loss_and_gradients(name: str, num_micro_batches: int) -> tuple[float, dict[str, Tensor]]:

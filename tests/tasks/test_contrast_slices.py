@@ -23,7 +23,7 @@ from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from helpers.tiny_config import tiny_config
 from helpers.tiny_rows import ListSource, pairs
-from helpers.tiny_tasks import TOKENIZER, build
+from helpers.tiny_tasks import TOKENIZER, build, rows_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 contrast_benchmark = importlib.import_module("contrast")
@@ -116,7 +116,7 @@ def gradient_of_second_step(case: str, num_micro_batches: int) -> Tensor:
         task.zero_grad()
         batches = []
         for numbers in torch.arange(8 * step, 8 * step + 8).chunk(num_micro_batches):
-            batch = dataset.collate([dataset[(0, 0, row)] for row in numbers.tolist()])
+            batch = rows_of(dataset, numbers.tolist())
             batches.append(replace(batch, image_id_B=numbers % 5, caption_B=numbers % 3))
         for batch in task.before_step(batches):
             (task(batch).loss / num_micro_batches).backward()

@@ -1,6 +1,5 @@
 """Features of past steps as negatives of contrast."""
 
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from helpers.run_comparison import assert_resumes_to_the_same
 from helpers.slow_contrast import slow_contrastive
 from helpers.tiny_config import tiny_config
-from helpers.tiny_tasks import build, train_set
+from helpers.tiny_tasks import build, rows_of, train_set
 
 
 def contrast_task(**options: Any) -> Any:
@@ -27,21 +26,19 @@ def contrast_task(**options: Any) -> Any:
 def batch_of(task: Any, rows: Iterable[int], caption_of: Mapping[int, int]) -> Any:
     """Return rows of as many images. caption_of: the row whose caption a row has too."""
     rows = list(rows)
-    dataset = train_set(task.config, 30)
-    batch = dataset.collate([dataset[(0, 0, row)] for row in rows])
+    batch = rows_of(train_set(task.config, 30), rows)
     captions = [caption_of.get(row, row) for row in rows]
     return replace(batch, image_id_B=torch.tensor(rows), caption_B=torch.tensor(captions))
 
 
-def standardized_as(past_Bd: Tensor, present_Bd: Tensor) -> Tensor:
-    """Return features with mean and deviation of the present ones, dimension by dimension."""
-    columns = []
-    for past, present in zip(past_Bd.T.tolist(), present_Bd.T.tolist(), strict=True):
-        ratio = statistics.pstdev(present) / statistics.pstdev(past)
-        mean = statistics.mean(past)
-        present_mean = statistics.mean(present)
-        columns.append([(value - mean) * ratio + present_mean for value in past])
-    return torch.tensor(columns).T
+def standardized_as(features: list[Tensor], steps: list[int]) -> Tensor:
+    """Return the features of steps, each with mean and deviation of the first step's."""
+    std_d, mean_d = torch.std_mean(features[steps[0]], dim=0, correction=0)
+    parts = []
+    for step in steps:
+        step_std_d, step_mean_d = torch.std_mean(features[step], dim=0, correction=0)
+        parts.append((features[step] - step_mean_d) / step_std_d * std_d + mean_d)
+    return torch.cat(parts)
 
 
 STEPS = (range(4), range(4, 8), range(8, 12), range(6, 14, 2))  # rows 6, 8 and 10 come twice
@@ -69,8 +66,8 @@ def test_the_loss_is_that_of_a_loop_over_present_and_remembered_features():
     for step, batch in enumerate(batches):
         steps = [step, *range(max(step - 2, 1), step)]  # step 0 ends before a fifth of all steps
         candidates = [row for past in steps for row in STEPS[past]]
-        all_images = torch.cat([standardized_as(images[past], images[step]) for past in steps])
-        all_texts = torch.cat([standardized_as(texts[past], texts[step]) for past in steps])
+        all_images = standardized_as(images, steps)
+        all_texts = standardized_as(texts, steps)
         total = 0.0
         for place, row in enumerate(STEPS[step]):
             matches = torch.tensor([is_match(row, candidate) for candidate in candidates])

@@ -154,7 +154,7 @@ def test_pretraining_by_contrast_has_the_terms_of_retrieval(monkeypatch):
     config = tiny_config(task=ContrastMatchConfig())
     baseline: Any = build(config)
     dataset = MaskedPairs([pairs(5)], config, TOKENIZER, training=True)
-    batch: Any = dataset.collate([dataset[(0, 0, row)] for row in range(5)])
+    batch = rows_of(dataset, 5)
     expected = baseline(batch).terms
 
     task = retrieval()
