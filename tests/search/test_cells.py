@@ -1,6 +1,7 @@
 """Cells of a large index: nearly all that an exact search finds, across updates and damage."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,17 +17,41 @@ from eve_vl.search.index import Index
 from eve_vl.search.index_files import CELLS
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import atomic_file
-from helpers.indices import write_image, write_images
+from helpers.indices import write_image, write_images, write_photos
 from helpers.tiny_runs import TEXTS
+
+NUM = 120
+
+
+@pytest.fixture(autouse=True)
+def few_are_enough_for_cells(monkeypatch) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(cells, "MOST_EXACT", 100)
+    monkeypatch.setattr(cells, "MOST_RESULTS", 110)
+
+
+@pytest.fixture(scope="module")
+def large_index(model, tmp_path_factory) -> Path:
+    """An index of 120 images and its cells, which tests copy; its images stay in place."""
+    folder = tmp_path_factory.mktemp("cells")
+    photos = write_photos(folder / "photos")
+    write_images(photos / "many", range(100, 200))
+    with pytest.MonkeyPatch.context() as few_are_enough:
+        few_are_enough.setattr(cells, "MOST_EXACT", 100)
+        model.index(photos, folder / "index")
+    return folder / "index"
 
 
 @pytest.fixture
-def folder(photos: Path, tmp_path: Path, monkeypatch) -> Path:
-    """The folder of an index of 320 images, which are enough for cells here."""
-    pytest.importorskip("faiss")
-    monkeypatch.setattr(cells, "MOST_EXACT", 200)
-    write_images(photos / "many", range(100, 400))
-    return tmp_path / "index"
+def folder(large_index, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(large_index, tmp_path / "index"))
+
+
+@pytest.fixture
+def exact_names(model, folder, large_index) -> list[str]:
+    """The hits of the first text, by a search that has a filter and therefore is exact."""
+    options = {"top": NUM, "rerank": 0, "folder": large_index.with_name("photos")}
+    return names(Index.open(folder, model).search(TEXTS[0], **options))
 
 
 def names(hits) -> list[str]:
@@ -35,26 +60,26 @@ def names(hits) -> list[str]:
 
 def recall(index: Index, num: int) -> float:
     """Return the recall of the cells among the first `num` slots, all of them used."""
-    queries = index.database.images.take(np.arange(0, num, 8))
+    queries = index.database.images.take(np.arange(0, num, 4))
     best = Cells(index.database).topk(queries, 10, num)
     assert best is not None
     every_slot = np.ones(num, dtype=bool)
-    exact_slots, _ = top_candidates_of_blocks(
-        index.database.images.first(num), queries, 10, every_slot
-    )
+    blocks = index.database.images.first(num)
+    exact_slots, _ = top_candidates_of_blocks(blocks, queries, 10, every_slot)
     num_common = 0
     for slots, exact in zip(best[0].tolist(), exact_slots.tolist(), strict=True):
         num_common += len(set(slots) & set(exact))
     return num_common / exact_slots.size
 
 
-def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, folder, capsys):
-    index = model.index(photos, folder)
-    assert "320 images in 64 cells, a search probes" in capsys.readouterr().out
+def test_cells_find_nearly_all_that_an_exact_search_finds(model, folder, capsys):
+    (folder / CELLS).unlink()
+    index = model.index((), folder)
+    assert "120 images in 32 cells, a search probes" in capsys.readouterr().out
     facts = cells.current_facts(index.database)
     assert facts is not None
     assert facts["recall@10"] >= cells.LEAST_RECALL
-    assert recall(index, 320) > 0.9
+    assert recall(index, NUM) > 0.9
     model.index((), folder)
     assert "cells" not in capsys.readouterr().out, "nothing has changed"
 
@@ -84,7 +109,11 @@ def read_cells(path: Path) -> StoredCells:
     return StoredCells(index.quantizer.reconstruct_n(0, index.nlist), codes)
 
 
-def test_new_images_enter_the_cells_and_gone_ones_leave(model, photos, folder, monkeypatch, capsys):
+def test_cells_follow_the_images(model, photos, tmp_path, monkeypatch, capsys):
+    """New images enter and gone ones leave; cells are trained again when the number of images has
+    doubled, and when they are damaged."""
+    folder = tmp_path / "changing"
+    write_images(photos / "many", range(100, 200))
     model.index(photos, folder)
     before = read_cells(folder / CELLS)
     (photos / "many" / "100.png").unlink()
@@ -94,30 +123,27 @@ def test_new_images_enter_the_cells_and_gone_ones_leave(model, photos, folder, m
         index = model.index((), folder)
     assert cells.current_facts(index.database) is None
     query = np.zeros((1, 8), np.float32)
-    assert Cells(index.database).topk(query, 10, 324) is None, "searches are exact meanwhile"
+    assert Cells(index.database).topk(query, 10, 124) is None, "searches are exact meanwhile"
 
     write_image(photos / "many" / "404.png", 404)  # it takes the slot of the image that is gone
     capsys.readouterr()
     model.index((), folder)
-    assert "324 images in 64 cells (5 of them added), a search probes" in capsys.readouterr().out
+    assert "124 images in 32 cells (5 of them added), a search probes" in capsys.readouterr().out
     after = read_cells(folder / CELLS)
     np.testing.assert_array_equal(after.centers, before.centers)
-    assert after.codes.keys() == set(range(324))
+    assert after.codes.keys() == set(range(124))
     assert len(after.codes.items() - before.codes.items()) == 5
-    assert recall(index, 324) > 0.9
+    assert recall(index, 124) > 0.9
 
-
-def test_cells_are_trained_again_after_doubling_and_after_damage(model, photos, folder, capsys):
-    model.index(photos, folder)
-    write_images(photos / "many", range(405, 725))
+    write_images(photos / "many", range(500, 616))
     model.index((), folder)
-    assert "640 images in 128 cells, a search probes" in capsys.readouterr().out
+    assert "240 images in 64 cells, a search probes" in capsys.readouterr().out
     path = folder / CELLS
     path.write_bytes(b"x" * path.stat().st_size)
-    write_image(photos / "many" / "725.png", 725)
+    write_image(photos / "many" / "616.png", 616)
     index = model.index((), folder)
-    assert "641 images in 128 cells, a search probes" in capsys.readouterr().out
-    assert recall(index, 641) > 0.9
+    assert "241 images in 64 cells, a search probes" in capsys.readouterr().out
+    assert recall(index, 241) > 0.9
 
 
 def test_without_faiss_a_large_index_is_searched_exactly(
@@ -125,24 +151,23 @@ def test_without_faiss_a_large_index_is_searched_exactly(
 ):
     monkeypatch.setattr(cells, "MOST_EXACT", 10)
     monkeypatch.setattr(cells, "load_faiss", lambda: None)
-    index = model.index(photos, tmp_path / "index")
+    index = model.index(photos, tmp_path / "without")
     advice = "faiss makes a search among 20 images faster: pip install 'eve-vl[search]'"
     assert advice in capsys.readouterr().out
     assert len(index.search(TEXTS[0])) == 20
 
 
-def test_large_k_and_too_few_candidates_are_searched_exactly(model, photos, folder):
-    index = model.index(photos, folder)
-    exact = names(index.search(TEXTS[0], top=320, rerank=0, folder=photos))
-    assert len(exact) == 320
-    for top in (129, 320, 700, 10**11, 2**70):
-        assert names(index.search(TEXTS[0], top=top, rerank=0)) == exact[:top]
-    index.search(TEXTS[0], top=128, rerank=0)
+def test_large_k_and_too_few_candidates_are_searched_exactly(model, folder, exact_names):
+    index = Index.open(folder, model)
+    assert len(exact_names) == NUM
+    for top in (111, NUM, 700, 10**11, 2**70):
+        assert names(index.search(TEXTS[0], top=top, rerank=0)) == exact_names[:top]
+    index.search(TEXTS[0], top=110, rerank=0)
     index._ranking.cells._cells.nprobe = 1
-    assert names(index.search(TEXTS[0], top=128, rerank=0)) == exact[:128]
+    assert names(index.search(TEXTS[0], top=110, rerank=0)) == exact_names[:110]
 
 
-def test_full_disk_while_writing_cells_is_one_line(eve, model, photos, folder, monkeypatch):
+def test_full_disk_while_writing_cells_is_one_line(eve, model, folder, monkeypatch):
     """The rest of the index is there, and searches are exact until the disk has space."""
 
     @contextlib.contextmanager
@@ -151,39 +176,35 @@ def test_full_disk_while_writing_cells_is_one_line(eve, model, photos, folder, m
             temporary.symlink_to("/dev/full")
             yield temporary
 
+    path = folder / CELLS
+    path.unlink()
     with monkeypatch.context() as patch, pytest.raises(UserError) as error:
         patch.setattr(cells, "atomic_file", full_disk)
-        model.index(photos, folder)
+        model.index((), folder)
     advice = "nothing in the index is lost: free some space and run the same command again"
     assert str(error.value) == f"{folder}: No space left on device; {advice}"
-    path = folder / CELLS
     assert not path.exists()
     assert not list(folder.glob(".*.tmp"))
-    assert len(Index.open(folder, model).search(TEXTS[0], top=400)) == 320
-    assert "320 images in 64 cells" in eve("index", "--out", "index").stdout
-    assert path.stat().st_size > 320 * 2 * 8
+    assert len(Index.open(folder, model).search(TEXTS[0], top=400)) == NUM
+    assert "120 images in 32 cells" in eve("index", "--out", "index").stdout
+    assert path.stat().st_size > NUM * 2 * 8
 
 
-def test_truncated_cells_are_rebuilt(eve, model: Eve, photos, folder):
-    index = model.index(photos, folder)
+def test_truncated_cells_are_rebuilt(eve, model: Eve, folder, exact_names):
+    index = Index.open(folder, model)
     path = folder / CELLS
-    exact = names(index.search(TEXTS[0], top=5, rerank=0, folder=photos))
     whole = path.read_bytes()
-    for size in (0, 100, len(whole) - 1):
+    for size in (0, len(whole) - 1):
         path.write_bytes(whole[:size])
         for reader in (index, Index.open(folder, model)):
-            assert names(reader.search(TEXTS[0], top=5, rerank=0)) == exact
-        assert "320 images in 64 cells" in eve("index", "--out", "index").stdout
+            assert names(reader.search(TEXTS[0], top=5, rerank=0)) == exact_names[:5]
+        assert "120 images in 32 cells" in eve("index", "--out", "index").stdout
         assert len(path.read_bytes()) == len(whole)
 
 
-def test_damaged_cells_are_one_line(eve, model, photos, folder):
-    model.index(photos, folder)
+def test_damaged_cells_are_one_line(eve, folder):
     path = folder / CELLS
     path.write_bytes(b"x" * path.stat().st_size)
     done = eve("search", "index", TEXTS[0], "--rerank", 0)
     problem = "index/images.faiss: is damaged; delete it, then eve index --out index"
     assert (done.returncode, done.stderr) == (2, f"eve: {problem}\n")
-    path.unlink()
-    assert "320 images in 64 cells" in eve("index", "--out", "index").stdout
-    assert len(eve("search", "index", TEXTS[0], "--rerank", 0).stdout.splitlines()) == 20

@@ -48,15 +48,15 @@ def watched(function: Callable[..., Any], count: Callable[[], None]) -> Callable
     return call
 
 
-def test_killed_and_resumed_index_is_the_same_to_the_bit(eve, run, photos, tmp_path, monkeypatch):
+def test_killed_and_resumed_index_is_the_same_to_the_bit(
+    model, photos, folder, tmp_path, monkeypatch
+):
     """Eight kills at random calls; each update resumes from the files as they were at that
     moment."""
-    write_images(photos / "many", range(100, 400))
-    (photos / "many" / "200.png").write_bytes(b"x")
-    command = ("index", "photos", "--run", run, "--batch-size", 16, "--out")
-    assert eve(*command, "whole").returncode == 0
+    write_images(photos / "many", range(100, 200))
+    (photos / "many" / "150.png").write_bytes(b"x")
+    model.index(photos, tmp_path / "whole", batch_size=8)
     monkeypatch.setattr(update, "SECONDS_PER_COMMIT", 0.0)
-    killed = tmp_path / "killed"
     snapshot = tmp_path / "snapshot"
     calls_until_kill = 0
 
@@ -64,24 +64,24 @@ def test_killed_and_resumed_index_is_the_same_to_the_bit(eve, run, photos, tmp_p
         nonlocal calls_until_kill
         calls_until_kill -= 1
         if calls_until_kill == 0:
-            shutil.copytree(killed, snapshot)
+            shutil.copytree(folder, snapshot)
             raise Killed
 
     for owner, name in WATCHED:
         monkeypatch.setattr(owner, name, watched(getattr(owner, name), count))
     rng = np.random.default_rng(0)
-    for kill in range(8):
-        calls_until_kill = int(rng.integers(1, 60)) + 50 * kill
+    for _ in range(8):
+        calls_until_kill = int(rng.integers(1, 60))
         with pytest.raises(Killed):
-            eve(*command, "killed")
-        shutil.rmtree(killed, ignore_errors=True)
-        snapshot.rename(killed)
-    assert 0 < len(read_index(killed)) < 320
+            model.index(photos, folder, batch_size=8)
+        shutil.rmtree(folder, ignore_errors=True)
+        snapshot.rename(folder)
+    assert 0 < len(read_index(folder)) < 120
     calls_until_kill = 0
-    assert eve("index", "--out", "killed", "--batch-size", 16).returncode == 0
-    assert len(read_index(killed)) == 320
-    assert read_index(killed) == read_index(tmp_path / "whole")
-    assert read_derived(killed) == read_derived(tmp_path / "whole")
+    model.index((), folder, batch_size=8)
+    assert len(read_index(folder)) == 120
+    assert read_index(folder) == read_index(tmp_path / "whole")
+    assert read_derived(folder) == read_derived(tmp_path / "whole")
 
 
 DYING = """
@@ -101,67 +101,43 @@ setattr(update.Update, name, call)
 """
 
 
-def test_update_resumes_after_sigkill(eve, eve_fork, run, photos, tmp_path):
+def test_update_resumes_after_sigkill(model, eve_fork, run, photos, folder, tmp_path):
     """Between commits, and after deleting rows that are gone but before that commit."""
     (tmp_path / "dying.py").write_text(DYING)
     many = photos / "many"
-    write_images(many, range(100, 200))
-    for number in range(100, 200):
+    write_images(many, range(100, 160))
+    for number in range(100, 160):
         (many / f"{number}.txt").write_text(f"red {number // 2}")
-    command = ("index", "photos", "--run", run, "--batch-size", 4, "--out")
+    command = ("index", "photos", "--run", run, "--batch-size", 4, "--out", "index")
 
     def num_images_after_kill(calls: str) -> int:
         env = {**os.environ, "KILLED_AFTER": calls}
-        process = eve_fork(*command, "killed", "--code", "dying.py", env=env)
+        process = eve_fork(*command, "--code", "dying.py", env=env)
         _, stderr = process.communicate()
         assert process.returncode == -signal.SIGKILL, stderr
-        assert (tmp_path / "killed" / CHECKSUMS).read_text() == "{}"
-        return len(read_index(tmp_path / "killed"))
+        assert (folder / CHECKSUMS).read_text() == "{}"
+        return len(read_index(folder))
 
-    assert 30 < num_images_after_kill("_commit 10") < 120
-    assert eve(*command, "killed").returncode == 0
-    for number in range(100, 200, 3):
+    assert 20 < num_images_after_kill("_commit 8") < 80
+    model.index(photos, folder, batch_size=4)
+    for number in range(100, 160, 3):
         (many / f"{number}.png").unlink()
-    for number in range(101, 200, 3):
+    for number in range(101, 160, 3):
         write_image(many / f"{number}.png", number + 1000)
         (many / f"{number}.txt").write_text(f"blue {number // 2}")
-    assert num_images_after_kill("_forget_missing 1") == 120
-    assert eve(*command, "killed").returncode == 0
-    assert eve(*command, "whole").returncode == 0
-    assert json.loads((tmp_path / "killed" / CHECKSUMS).read_text()).keys() == {*CHECKED}
-    assert_same_index(tmp_path / "killed", tmp_path / "whole")
-
-
-@pytest.mark.parametrize("place", ["features", "database"])
-def test_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, monkeypatch, place):
-    assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
-    images = read_index(tmp_path / "index")
-    derived = read_derived(tmp_path / "index")
-    for number in range(100, 200):
-        write_image(photos / "many" / f"{number}{'x' * 100}.png", number)
-    with monkeypatch.context() as full_disk:
-        if place == "features":
-            fill_vector_file(full_disk)
-        else:
-            fill_database(full_disk)
-        done = eve("index", "--out", "index")
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "full" in done.stderr or "No space" in done.stderr
-    advice = "nothing in the index is lost: free some space and run the same command again"
-    assert advice in done.stderr
-    assert read_index(tmp_path / "index") == images
-    assert read_derived(tmp_path / "index") == derived
-    assert eve("index", "--out", "index").returncode == 0
-    assert len(read_index(tmp_path / "index")) == 120
+    assert num_images_after_kill("_forget_missing 1") == 80
+    model.index(photos, folder, batch_size=4)
+    model.index(photos, tmp_path / "whole", batch_size=4)
+    assert json.loads((folder / CHECKSUMS).read_text()).keys() == {*CHECKED}
+    assert_same_index(folder, tmp_path / "whole")
 
 
 def fill_vector_file(monkeypatch) -> None:
-    """Let writes beyond 60 rows fail."""
+    """Let writes beyond 30 rows fail."""
     write = VectorFile.write
 
     def write_or_fail(self: VectorFile, slots: Any, features: Any) -> None:
-        if max(slots) > 60:
+        if max(slots) > 30:
             raise OSError(28, "No space left on device")
         write(self, slots, features)
 
@@ -179,3 +155,23 @@ def fill_database(monkeypatch) -> None:
         return db
 
     monkeypatch.setattr(database.sqlite3, "connect", connect_to_full)
+
+
+@pytest.mark.parametrize("fill", [fill_vector_file, fill_database])
+def test_full_disk_is_one_line_and_loses_nothing(eve, index, photos, folder, monkeypatch, fill):
+    images = read_index(folder)
+    derived = read_derived(folder)
+    for number in range(100, 140):
+        write_image(photos / "many" / f"{number}{'x' * 200}.png", number)
+    with monkeypatch.context() as full_disk:
+        fill(full_disk)
+        done = eve("index", "--out", "index")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "full" in done.stderr or "No space" in done.stderr
+    advice = "nothing in the index is lost: free some space and run the same command again"
+    assert advice in done.stderr
+    assert read_index(folder) == images
+    assert read_derived(folder) == derived
+    assert eve("index", "--out", "index").returncode == 0
+    assert len(read_index(folder)) == 60
