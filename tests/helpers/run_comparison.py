@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
 
 from eve_vl.train.meter import TIMING
@@ -122,3 +123,25 @@ def wait_for_step(run: Path, step: int) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"no step {step} in {run}")
+
+
+def assert_close_logs(
+    run: Path, expected_run: Path, *, rtol: float, atol: float, ignored: Sequence[str] = ()
+) -> None:
+    """Compare logs whose numbers differ by rounding. ignored: columns that may differ."""
+    rows = rows_without_timing(run, ignored)
+    for row, expected in zip(rows, rows_without_timing(expected_run, ignored), strict=True):
+        assert_close(row, expected, rtol, atol)
+
+
+def assert_close(value: object, expected: object, rtol: float, atol: float) -> None:
+    """Compare nested objects whose numbers differ by rounding."""
+    if isinstance(expected, dict):
+        assert isinstance(value, dict)
+        assert value.keys() == expected.keys()
+        for name in expected:
+            assert_close(value[name], expected[name], rtol, atol)
+    elif isinstance(expected, (list, float)):
+        assert value == pytest.approx(expected, rel=rtol, abs=atol)
+    else:
+        assert value == expected

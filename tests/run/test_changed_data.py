@@ -65,20 +65,12 @@ TRAIN = r"training data \S+/train, "
 TABLE = r"training data \S+/rows.jsonl, "
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "image added": (add_image, TRAIN + "rows 12 → 13"),
-    "image removed": (
-        lambda folder: (folder / "train/05.png").unlink(),
-        TRAIN + "rows 12 → 11",
-    ),
     "image renamed": (rename_image, TRAIN + r"row 05.png \w+ → none"),
     "pixels": (lambda folder: redraw(folder / "train"), TRAIN + r"row 00.png \w+ → \w+"),
     "captions": (reword, TRAIN + r"row 00.png \w+ → \w+"),
     "validation pixels": (
         lambda folder: redraw(folder / "val"),
         r"validation data \S+/val, row 00.png \w+ → \w+",
-    ),
-    "table reversed": (
-        lambda folder: write_table(folder, range(ROWS)[::-1]),
-        TABLE + r"row rows.jsonl:1 \w+ → \w+",
     ),
     "table captions": (
         lambda folder: write_table(folder, range(ROWS), turn=1),

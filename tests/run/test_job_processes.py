@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -107,16 +108,12 @@ def test_a_failure_is_named_and_the_others_may_continue(
     watcher = Tolerant()
     run_jobs(jobs[:1] + jobs[2:], 1, watcher)
     assert watcher.results == {"touch": "next"}
-    with pytest.raises(UserError, match=message):
-        raise UserError(watcher.errors["failing"])
+    assert re.search(message, watcher.errors["failing"])
+    log = (tmp_path / "failing/job.log").read_text()
+    assert ("in fail\n" in log) == message.startswith("^KeyError")
     with pytest.raises(UserError, match=r"^failing: "):
         run_jobs(jobs, 1, Recorder())
     assert not (tmp_path / "later").exists()
-
-
-def test_a_traceback_is_in_the_log(tmp_path: Path):
-    run_jobs([job_for(fail, KeyError("gone"), folder=tmp_path)], 1, Tolerant())
-    assert "in fail\n" in (tmp_path / "job.log").read_text()
 
 
 def test_a_failure_stops_the_others_after_they_have_saved(tmp_path: Path):

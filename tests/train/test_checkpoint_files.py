@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eve_vl.config import TrainConfig
 from eve_vl.train import tensor_files
 from eve_vl.train.best_folder import save_best
-from eve_vl.train.checkpoint_files import load_model, read_state, verify
+from eve_vl.train.checkpoint_files import load_model, verify
 from eve_vl.train.checkpoint_folders import checkpoint_folders
 from eve_vl.train.checkpoint_writer import CheckpointWriter
 from eve_vl.train.optimizer import build_optimizer, optimizer_tensors
@@ -142,13 +142,18 @@ DAMAGES = [
     (flip_a_bit("config.json"), f"config.json {FLIPPED}"),
     (remove_tokenizer, "tokenizer.json is missing"),
     (edit_state(step=True), "state.json holds no step"),
+    (edit_state(step=-1), "state.json holds no step"),
     (edit_state(new=["head", 0.5]), NO_NAMES),
     (edit_state(num_processes=0), "state.json says num_processes 0"),
     (edit_state(num_processes="1"), "state.json says num_processes 1"),
     (edit_state(sha256=[]), "state.json holds no checksums"),
+    (edit_state(sha256={"../best/config.json": "0"}), "state.json names a file in another folder"),
     (cut("state.json"), "state.json: "),
     (write_state(b"[]"), "state.json: cannot be read (JSON list"),
+    (write_state(b"[" * 99_999), "state.json: "),
+    (write_state(b"\xff"), "state.json: "),
     (cut("model.safetensors"), "model.safetensors: cannot be read"),
+    (cut("optimizer.safetensors"), "damaged ("),
     (cut("rng_0.safetensors"), "damaged ("),
     (edit_weight(torch.full((3,), torch.nan)), "weight holds NaN or infinity"),
     (edit_weight(torch.arange(3)), "weight has shape (3,) of whole numbers, expected (3,)"),
@@ -217,23 +222,6 @@ def test_answers_do_not_depend_on_an_edited_config(tmp_path: Path):
     assert verify(folder, to_resume=False)["step"] == 3
     with pytest.raises(UserError, match=r"damaged \(config.json is not what was written"):
         verify(folder)
-
-
-def test_checksums_name_no_file_of_another_folder(tmp_path: Path):
-    folder = save(tmp_path, nn.Linear(2, 2))
-    edit_state(sha256={"../best/config.json": "0"})(folder)
-    message = r"damaged \(state.json names a file in another folder: ../best/config.json\)"
-    with pytest.raises(UserError, match=message):
-        verify(folder)
-
-
-def test_step_of_a_state_is_not_negative(tmp_path: Path):
-    folder = save(tmp_path, nn.Linear(2, 2))
-    edit_state(step=-1)(folder)
-    with pytest.raises(UserError, match=r"state.json holds no step"):
-        read_state(folder)
-    edit_state(step=0)(folder)
-    assert read_state(folder)["step"] == 0
 
 
 def test_process_added_after_a_resume_keeps_its_generators(tmp_path: Path):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.number_task import step_folder
-from helpers.run_comparison import rows_without_timing, tensor_differences
+from helpers.run_comparison import assert_close_logs, rows_without_timing, tensor_differences
 from helpers.two_process_runs import FLAGS, SAVED, STEPS, torchrun
 from helpers.two_processes import (
     EVALUATED,
@@ -72,29 +72,10 @@ def results(folder: Path) -> list[ProcessResults]:
     return all_results
 
 
-def assert_close(value: object, expected: object) -> None:
-    """Compare nested objects whose numbers differ by rounding."""
-    if isinstance(expected, dict):
-        assert isinstance(value, dict)
-        assert value.keys() == expected.keys()
-        for name in expected:
-            assert_close(value[name], expected[name])
-    elif isinstance(expected, list):
-        assert isinstance(value, list)
-        assert value == pytest.approx(expected, rel=2e-4, abs=2e-5)
-    elif isinstance(expected, float):
-        assert value == pytest.approx(expected, rel=2e-4, abs=2e-5)
-    else:
-        assert value == expected
-
-
 def test_two_processes_give_the_single_process_curve(eve, folder: Path, tmp_path: Path):
     """On the command line, at the same global batch."""
     assert eve("pretrain", "tiny", "--out", "single", *FLAGS).returncode == 0
-    rows = rows_without_timing(folder / "two")
-    expected_rows = rows_without_timing(tmp_path / "single")
-    for row, expected in zip(rows, expected_rows, strict=True):
-        assert_close(row, expected)
+    assert_close_logs(folder / "two", tmp_path / "single", rtol=2e-4, atol=2e-5)
 
 
 def test_killed_run_of_two_processes_resumes_bit_for_bit(folder: Path):
