@@ -8,12 +8,9 @@ other exception, a death or a hang of the process, too much memory, files left b
 makes the same inputs.
 """
 
-import argparse
 import multiprocessing
-import re
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -22,14 +19,15 @@ from random import Random
 
 import torch
 
-from helpers.campaign_cases import PACKAGE, Case, Outcome, lay_out, run_case
+from helpers.campaign_cases import PACKAGE, Case, Outcome, run_case
+from helpers.campaign_console import campaign_parser, table_of, work_folder
 from helpers.campaign_data import data_readers
 from helpers.campaign_reader import Reader
 from helpers.campaign_runs import make_base, run_readers
 from helpers.campaign_weights import weight_readers
 from helpers.campaign_workers import CampaignOptions, run_all
 
-SAVED_PER_GROUP = 3  # escapes whose inputs are kept
+COLUMNS = ("inputs", "succeeded", "refused", "escaped", "ms", "peak MiB")
 
 
 def plan(readers: dict[str, Reader], num_inputs: int) -> list[Case]:
@@ -38,110 +36,66 @@ def plan(readers: dict[str, Reader], num_inputs: int) -> list[Case]:
     cases = []
     for name, reader in readers.items():
         count = max(1, round(num_inputs * reader.weight / total))
-        cases += [(name, number) for number in range(count)]
+        cases += [Case(name, number) for number in range(count)]
     Random(0).shuffle(cases)
     return cases
 
 
-def save_escape(outcome: Outcome, group: str, options: CampaignOptions) -> None:
-    """Save the input of an escape, with what to run to see it again."""
-    name, number = outcome.case
-    folder = options.out / "escapes" / re.sub(r"\W+", "_", f"{name}_{number}")
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "case").mkdir(parents=True)
-    damage = lay_out(options.readers[name], outcome.case, options.seed, folder / "case")
-    command = (
-        f"PYTHONPATH=. python tests/campaign.py --seed {options.seed} --out {options.out}"
-        f' --case "{name}:{number}"'
-    )
-    text = f"{group}\n{damage}\n{command}\n\n{outcome.escapes[group]}\n"
-    (folder / "why.txt").write_text(text, errors="backslashreplace")
-
-
-def summarize(outcomes: Sequence[Outcome], seconds: float) -> str:
-    """Return the table by reader and the escapes by group."""
-    lines = [*reader_table(outcomes), "", *escape_table(outcomes)]
-    num_escaped = sum(bool(outcome.escapes) for outcome in outcomes)
-    groups = [group for outcome in outcomes for group in outcome.escapes]
-    num_hangs = sum(group.startswith("hang") for group in groups)
-    peak = max((outcome.peak for outcome in outcomes), default=0) / 2**20
-    lines.append("")
-    lines.append(
-        f"{len(outcomes)} inputs in {seconds:.0f} s: {num_escaped} escaped, {num_hangs} hangs,"
-        f" largest peak {peak:.0f} MiB; {PACKAGE}"
-    )
-    return "\n".join(lines)
-
-
-def reader_table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return a line for each reader, below a header."""
-    outcomes_by_reader: defaultdict[str, list[Outcome]] = defaultdict(list)
+def counts_by_reader(outcomes: Sequence[Outcome]) -> dict[str, Counter[str]]:
+    """Return the numbers of the table, by name of reader and column."""
+    table: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for outcome in outcomes:
-        outcomes_by_reader[outcome.case[0]].append(outcome)
-    lines = [
-        f"{'reader':18}{'inputs':>8}{'succeeded':>11}{'refused':>9}{'escaped':>9}"
-        f"{'ms each':>9}{'peak MiB':>10}"
-    ]
-    for name, rows in sorted(outcomes_by_reader.items()):
-        succeeded = sum(row.succeeded for row in rows)
-        refused = sum(row.refused for row in rows)
-        escaped = sum(bool(row.escapes) for row in rows)
-        milliseconds = sum(round(1000 * row.seconds) for row in rows) / len(rows)
-        peak = max(row.peak for row in rows) / 2**20
-        lines.append(
-            f"{name:18}{len(rows):8}{succeeded:11}{refused:9}{escaped:9}"
-            f"{milliseconds:9.0f}{peak:10.0f}"
-        )
-    return lines
+        counts = table[outcome.case.reader]
+        counts["inputs"] += 1
+        counts["succeeded"] += outcome.succeeded
+        counts["refused"] += outcome.refused
+        counts["escaped"] += bool(outcome.escapes)
+        counts["ms"] += round(1000 * outcome.seconds)
+        counts["peak MiB"] = max(counts["peak MiB"], outcome.peak // 2**20)
+    return table
 
 
-def escape_table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return a line for each group of escapes, the largest first, below a header."""
-    cases_by_group: defaultdict[str, list[str]] = defaultdict(list)
+def describe_escapes(outcomes: Sequence[Outcome]) -> str:
+    """Return a paragraph for each group of escapes, the largest first."""
+    outcomes_by_group: defaultdict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
-        name, number = outcome.case
         for group in outcome.escapes:
-            cases_by_group[group].append(f"{name}:{number}")
-    lines = [f"{len(cases_by_group)} groups of escapes:"]
-    for group, cases in sorted(cases_by_group.items(), key=lambda item: -len(item[1])):
-        examples = "; ".join(cases[:SAVED_PER_GROUP])
-        lines.append(f"{len(cases):6}  {group}   ({examples})")
-    return lines
+            outcomes_by_group[group].append(outcome)
+    groups = sorted(outcomes_by_group, key=lambda group: -len(outcomes_by_group[group]))
+    paragraphs = [f"{len(groups)} groups of escapes:"]
+    for group in groups:
+        escaped = outcomes_by_group[group]
+        examples = "; ".join(str(outcome.case) for outcome in escaped[:3])
+        detail = escaped[0].escapes[group]
+        paragraphs.append(f"{len(escaped)} × {group}   ({examples})\n{detail}")
+    return "\n\n".join(paragraphs)
 
 
-def run_campaign(cases: Sequence[Case], options: CampaignOptions) -> bool:
-    """Run all inputs, save escapes and the summary; return whether any input escaped."""
-    summary_path = options.out / "summary.txt"
+def run_campaign(cases: Sequence[Case], options: CampaignOptions) -> int:
+    """Run all inputs and print what became of them; return the number that escaped."""
     start = time.perf_counter()
-    outcomes = []
-    count_by_group = Counter[str]()
+    outcomes: list[Outcome] = []
     for outcome in run_all(cases, options):
         outcomes.append(outcome)
-        for group in outcome.escapes:
-            count_by_group[group] += 1
-            if count_by_group[group] <= SAVED_PER_GROUP:
-                save_escape(outcome, group, options)
         if len(outcomes) % 200 == 0:
             seconds = time.perf_counter() - start
-            progress = f"{len(outcomes)} inputs, {len(count_by_group)} groups, {seconds:.0f} s"
-            print(progress, flush=True)
-            summary = summarize(outcomes, seconds)
-            summary_path.write_text(summary, errors="backslashreplace")
-    summary = summarize(outcomes, time.perf_counter() - start)
-    summary_path.write_text(summary, errors="backslashreplace")
-    print(summary.encode("utf-8", "backslashreplace").decode())
-    return bool(count_by_group)
+            print(f"{len(outcomes)} inputs, {seconds:.0f} s", flush=True)
+    seconds = time.perf_counter() - start
+    num_escaped = sum(bool(outcome.escapes) for outcome in outcomes)
+    escapes = describe_escapes(outcomes)
+    print(table_of(counts_by_reader(outcomes), COLUMNS))
+    print(escapes.encode("utf-8", "backslashreplace").decode())
+    print(f"{len(outcomes)} inputs in {seconds:.0f} s: {num_escaped} escaped; {PACKAGE}")
+    return num_escaped
 
 
-def run_one(text: str, options: CampaignOptions) -> bool:
-    """Run one input again and print its escapes; return whether there are any."""
-    name, _, number = text.rpartition(":")
+def run_one(case: Case, options: CampaignOptions) -> int:
+    """Run one input again and print its escapes; return their number."""
     work = options.out / "work-case"
-    case = (name, int(number))
-    outcome = run_case(options.readers[name], case, options.seed, work, options.memory)
-    print(*(f"{group}\n{detail}" for group, detail in outcome.escapes.items()), sep="\n\n")
+    outcome = run_case(options.readers[case.reader], case, options.seed, work, options.memory)
+    print(describe_escapes([outcome]))
     print(f"input: {work / 'case'}")
-    return bool(outcome.escapes)
+    return len(outcome.escapes)
 
 
 def build_base(base: Path) -> None:
@@ -156,20 +110,16 @@ def build_base(base: Path) -> None:
 
 def main() -> int:
     """Run the campaign, or one input of it; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = campaign_parser(__doc__)
     parser.add_argument("--inputs", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], help="readers whose names begin so")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder to work in; default: a new temporary one")
     parser.add_argument("--timeout", type=float, default=10, help="seconds that one input may take")
     memory_help = "MiB that one input may need, beside the 350 of an idle process"
     parser.add_argument("--memory", type=int, default=700, help=memory_help)
     parser.add_argument("--case", help="READER:NUMBER, to see one input again")
     flags = parser.parse_args()
-    out = flags.out or Path(tempfile.mkdtemp(prefix="eve_campaign_"))
+    out = work_folder(flags.out)
     print(f"works in {out}", flush=True)
     build_base(out / "base")
     torch.set_num_threads(1)  # threads would not survive the fork
@@ -184,10 +134,11 @@ def main() -> int:
         processes=flags.processes,
     )
     if flags.case:
-        return run_one(flags.case, options)
+        name, _, number = flags.case.rpartition(":")
+        return bool(run_one(Case(name, int(number)), options))
     prefixes = tuple(flags.only or [""])
     chosen = {name: reader for name, reader in readers.items() if name.startswith(prefixes)}
-    return run_campaign(plan(chosen, flags.inputs), options)
+    return bool(run_campaign(plan(chosen, flags.inputs), options))
 
 
 if __name__ == "__main__":

@@ -12,17 +12,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import eve_vl
 from eve_vl.utils.errors import UserError
-from helpers.campaign_reader import Action, Reader
+from helpers.campaign_reader import Action, Files, Reader
 from helpers.odd_files import make_special, odd_name
 from helpers.process_limits import memory
 
 PACKAGE = str(Path(eve_vl.__file__).parent)
 BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-Case = tuple[str, int]
-"""Name of a reader, and number of an input."""
+
+
+class Case(NamedTuple):
+    """The name of a reader, and the number of one of its inputs."""
+
+    reader: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.reader}:{self.number}"
 
 
 @dataclass(kw_only=True)
@@ -43,44 +52,46 @@ class Outcome:
 
 
 def is_sound(reader: Reader, case: Case) -> bool:
-    """Whether an input is not damaged: the first one proves that the others could be read at
-    all."""
-    return case[1] == 0 and reader.has_sound
+    """Return whether an input is undamaged, as the first is: it proves that files can be read."""
+    return case.number == 0 and reader.has_sound
 
 
-def lay_out(reader: Reader, case: Case, seed: int, folder: Path) -> str:
-    """Write one input, damaged unless it is the first; return what was done."""
-    name, number = case
-    rng = Random(f"{seed}/{name}/{number}")
-    files = reader.choose(rng, reader.files)
+def lay_out(reader: Reader, case: Case, seed: int, folder: Path) -> None:
+    """Write one input, damaged unless it is the first."""
+    rng = Random(f"{seed}/{case.reader}/{case.number}")
+    files = dict(reader.files)
+    if reader.choose is not None:
+        files = reader.choose(rng, files)
     target = choose_target(rng, reader, files)
-    kind = "special" if rng.random() < 0.03 else "damaged"
+    is_special = rng.random() < 0.03
     if is_sound(reader, case):
-        kind = "sound"
-        target = ""
-    for file, data in files.items():
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_damaged = file == target and kind == "damaged"
-        path.write_bytes(reader.damage(rng, file, data) if is_damaged else data)
-
+        write_files(folder, files)
+        return
+    if reader.damage is not None and not is_special:
+        files[target] = reader.damage(rng, target, files[target])
+    write_files(folder, files)
     path = folder / target
-    if kind == "special":
-        kind = make_special(rng, path)
-    elif reader.may_rename and target and rng.random() < 0.2:
+    if is_special:
+        make_special(rng, path)
+    elif reader.may_rename and rng.random() < 0.2:
         path.rename(path.with_name(os.fsdecode(odd_name(rng, path.name))))
-        kind += ", renamed"
-    if target:
+    if reader.afterwards is not None:
         reader.afterwards(rng, folder)
-    return f"{target}: {kind}"
 
 
-def choose_target(rng: Random, reader: Reader, files: dict[str, bytes]) -> str:
+def choose_target(rng: Random, reader: Reader, files: Files) -> str:
     """Return the file to damage."""
     if files.keys() != reader.files.keys():
         return next(iter(files))
     targets = [name for name in reader.targets if name in files]
     return rng.choice(targets or list(files))
+
+
+def write_files(folder: Path, files: Files) -> None:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 # Reading
@@ -97,15 +108,25 @@ def run_case(reader: Reader, case: Case, seed: int, work: Path, limit: int) -> O
     lay_out(reader, case, seed, folder)
     outcome = Outcome(case=case)
     paths = paths_in(folder)
-    if case[0] == "names":  # the damage is the name that was asked for
+    if case.reader == "names":  # the damage is the name that was asked for
         paths |= {"/", "is not the name of a file"}
     names = list(reader.actions)
     if not is_sound(reader, case):
-        names = Random(case[1]).sample(names, min(reader.num_actions, len(names)))
+        names = Random(case.number).sample(names, min(reader.num_actions, len(names)))
     start = time.perf_counter()
     for name in names:
         shutil.rmtree(work / "new", ignore_errors=True)
-        run_action(reader, name, folder, paths, outcome, limit)
+        files_before = set(folder.rglob("*"))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+        memory_before = memory("VmRSS")
+        run_action(reader, name, folder, paths, outcome)
+        peak = memory("VmHWM") - memory_before
+        outcome.peak = max(outcome.peak, peak)
+        if peak > limit:
+            detail = f"{name}: {peak / 2**20:.0f} MiB"
+            outcome.escapes[f"memory @ {case.reader}, {name}"] = detail
+        new_files = set(folder.rglob("*")) - files_before
+        note_files_left_behind(new_files, name, outcome)
     outcome.seconds = time.perf_counter() - start
     return outcome
 
@@ -121,14 +142,9 @@ def paths_in(folder: Path) -> set[str]:
     return names
 
 
-def run_action(
-    reader: Reader, name: str, folder: Path, paths: set[str], outcome: Outcome, limit: int
-) -> None:
-    """Run one action, and add to the outcome what should not be."""
-    files_before = set(folder.rglob("*"))
+def run_action(reader: Reader, name: str, folder: Path, paths: set[str], outcome: Outcome) -> None:
+    """Run one action, and add to the outcome what it must not raise or print."""
     printed = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
-    memory_before = memory("VmRSS")
     sys.stdout = sys.stderr = printed
     try:
         act(reader.actions[name], folder)
@@ -155,16 +171,6 @@ def run_action(
     letter = unprintable(text.replace("\n", ""))
     if letter:
         outcome.escapes[f"prints {letter} @ {name}"] = text[:2000]
-    peak = memory("VmHWM") - memory_before
-    outcome.peak = max(outcome.peak, peak)
-    if peak > limit:
-        detail = f"{name}: {peak / 2**20:.0f} MiB"
-        outcome.escapes[f"memory @ {outcome.case[0]}, {name}"] = detail
-    new_files = set(folder.rglob("*")) - files_before
-    left_behind = sorted(str(path) for path in new_files if is_left_behind(path, outcome.case[0]))
-    if left_behind:
-        kind = re.sub(r"[0-9]+", "N", Path(left_behind[0]).name)
-        outcome.escapes[f"left behind {kind} @ {name}"] = f"{name}: {left_behind}"
 
 
 def act(action: Action, folder: Path) -> None:
@@ -181,12 +187,20 @@ def act(action: Action, folder: Path) -> None:
 # Judging
 
 
-def is_left_behind(path: Path, reader: str) -> bool:
-    """Whether a new file should not be there: in runs temporary files, next to data all but
-    indexes."""
-    if reader.startswith("run "):
-        return path.suffix in (".tmp", ".old") or path.name == ".lock"
-    return not path.name.endswith(".tar.index")
+def note_files_left_behind(new_files: set[Path], name: str, outcome: Outcome) -> None:
+    """Note new files that should not be there: in runs temporary ones, next to data all but the
+    indexes of tars."""
+    left_behind = []
+    for path in sorted(new_files):
+        if outcome.case.reader.startswith("run "):
+            is_allowed = path.suffix not in (".tmp", ".old") and path.name != ".lock"
+        else:
+            is_allowed = path.name.endswith(".tar.index")
+        if not is_allowed:
+            left_behind.append(str(path))
+    if left_behind:
+        kind = re.sub(r"[0-9]+", "N", Path(left_behind[0]).name)
+        outcome.escapes[f"left behind {kind} @ {name}"] = f"{name}: {left_behind}"
 
 
 def problems_of(message: str, names: set[str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from helpers.campaign_actions import (
     use_tokenizer,
 )
 from helpers.campaign_images import GOOD, IMAGES, NUM_ROWS, encode, one_image, source_images
-from helpers.campaign_reader import Files, Reader, files_in, leave_alone, lines
+from helpers.campaign_reader import Files, Reader, files_in, lines
 from helpers.campaign_tables import odd_table, parquet_of
 from helpers.tars import tar_of
 from helpers.tiny_rows import CAPTIONS
@@ -80,7 +80,7 @@ def image_readers(base: Path) -> dict[str, Reader]:
         choose=one_image,
         actions=of_table,
         weight=0.05,
-        damage=leave_alone,
+        damage=None,
         has_sound=False,  # most need more memory than is allowed
     )
     return {
@@ -116,7 +116,7 @@ def table_readers() -> dict[str, Reader]:
         "check": check("rows.jsonl", "--kind", "labels"),
         "train": train_on("rows.jsonl", CLASSES),
     }
-    odd_types = {"choose": odd_table, "has_sound": False, "damage": leave_alone}
+    odd_types = {"choose": odd_table, "has_sound": False, "damage": None}
     odd_names = Reader(
         files=IMAGES | {"rows.jsonl": lines(CAPTIONED)},
         actions={"any": read_odd_names},
@@ -191,7 +191,7 @@ def shard_readers() -> dict[str, Reader]:
     tar = tar_of(members, tarfile.USTAR_FORMAT)
     long_names = {f"ü{'x' * 120}{name}": data for name, data in members.items()}
     pax = tar_of(long_names)
-    index_only = {"afterwards": damage_index, "damage": leave_alone}
+    index_only = {"afterwards": damage_index, "damage": None}
     return {
         "tar": table("a.tar", tar, other_files={}, weight=2),
         "tar pax": table("a.tar", pax, other_files={}),

@@ -1,16 +1,26 @@
 """Images of every form and mode, for the fault campaigns."""
 
 import contextlib
-import io
 from random import Random
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from helpers import encoded_images
 from helpers.campaign_reader import Files, lines
 
 NUM_ROWS = 6
+ORIENTATION = 6  # turned by a quarter
+PNG_MODES = ("RGB", "RGBA", "P", "L", "LA", "1", "I;16")
+TIFF_MODES = ("RGB", "CMYK", "I;16", "RGBA", "LAB", "F", "I")
+BIG_MODES = {
+    "PNG": ("RGBA", "L", "I;16", "P", "LA"),
+    "GIF": ("P",),
+    "JPEG": ("RGB", "CMYK"),
+    "TIFF": ("RGBA", "CMYK", "1"),
+}
+"""Those that need the most memory, by form."""
 
 
 def encode(form: str, mode: str = "RGB", size: tuple[int, int] = (20, 24), **options: Any) -> bytes:
@@ -18,14 +28,13 @@ def encode(form: str, mode: str = "RGB", size: tuple[int, int] = (20, 24), **opt
     width, height = size
     rng = np.random.default_rng(len(form) + len(mode))
     noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
     if mode == "I;16":
-        gray = np.asarray(Image.fromarray(noise).convert("L"))
+        gray = np.asarray(image.convert("L"))
         image = Image.fromarray(gray.astype(np.uint16) * 257)
     else:
-        image = Image.fromarray(noise).convert(mode)
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
+        image = image.convert(mode)
+    return encoded_images.encode(image, form, **options)
 
 
 GOOD = encode("PNG")
@@ -34,14 +43,13 @@ IMAGES = {f"{number}.png": encode("PNG", size=(20, 20 + number)) for number in r
 
 def source_images() -> Files:
     """Return an image of every form and mode."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
+    exif = encoded_images.exif_of(ORIENTATION)
     frames = [Image.new("P", (20, 24), color) for color in (1, 2)]
     frames_rgb = [frame.convert("RGB") for frame in frames]
     files = {}
-    for mode in ("RGB", "RGBA", "P", "L", "LA", "1", "I;16"):
+    for mode in PNG_MODES:
         files[f"{mode.lower()}.png"] = encode("PNG", mode)
-    for mode in ("RGB", "CMYK", "I;16", "RGBA", "LAB", "F", "I"):
+    for mode in TIFF_MODES:
         files[f"{mode.lower()}.tif"] = encode("TIFF", mode)
     files["lzw.tif"] = encode("TIFF", compression="tiff_lzw")
     files["g4.tif"] = encode("TIFF", "1", compression="group4")
@@ -66,23 +74,16 @@ def source_images() -> Files:
 
 
 def big_images() -> Files:
-    """Return images of about as many pixels as are accepted, in modes that need the most memory."""
-    modes_by_form = {
-        "PNG": ("RGBA", "L", "I;16", "P", "LA"),
-        "GIF": ("P",),
-        "JPEG": ("RGB", "CMYK"),
-        "TIFF": ("RGBA", "CMYK", "1"),
-    }
+    """Return images of about as many pixels as are accepted."""
     files = {}
-    for form, modes in modes_by_form.items():
+    for form, modes in BIG_MODES.items():
         for mode in modes:
             options = {}
             if form == "TIFF":
                 options["compression"] = "group4" if mode == "1" else "tiff_lzw"
-            file = io.BytesIO()
-            Image.new(mode, (9400, 9400)).save(file, form, **options)
-            short_mode = mode[:4].replace(";", "")
-            files[f"big_{short_mode}.{form}".lower()] = file.getvalue()
+            image = Image.new(mode, (9400, 9400))
+            name = f"big_{mode.replace(';', '')}.{form}".lower()
+            files[name] = encoded_images.encode(image, form, **options)
     return files
 
 

@@ -13,18 +13,6 @@ Files = dict[str, bytes]
 Action = Callable[[Path], object]
 
 
-def keep_all(_: Random, files: Files) -> Files:
-    return dict(files)
-
-
-def leave_alone(_: Random, __: str, data: bytes) -> bytes:
-    return data
-
-
-def do_nothing(_: Random, __: Path) -> None:
-    pass
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reader:
     """Sound files, which of them are damaged and how, and what reads the folder that holds them."""
@@ -35,10 +23,12 @@ class Reader:
     """So many of them, sampled again, read each input."""
     targets: Sequence[str] = ()
     """Files that are damaged; empty: any."""
-    damage: Callable[[Random, str, bytes], bytes] = mutate
-    choose: Callable[[Random, Files], Files] = keep_all
-    """The files of one input; the first of them is damaged if it is not all files."""
-    afterwards: Callable[[Random, Path], None] = do_nothing
+    damage: Callable[[Random, str, bytes], bytes] | None = mutate
+    """Of the content of a file; None: it stays as it is."""
+    choose: Callable[[Random, Files], Files] | None = None
+    """The files of one input, the first of which is damaged; None: all."""
+    afterwards: Callable[[Random, Path], None] | None = None
+    """What is done to the folder after the damage."""
     weight: float = 1.0
     """Its share of the inputs, compared with the other readers."""
     has_sound: bool = True

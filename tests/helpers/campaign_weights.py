@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eve_vl.cli.main import dispatch as eve_command
 from helpers.campaign_reader import Action, Files, Reader
+from helpers.checkpoint_shapes import Shapes
 from helpers.mutations import mutate
 from helpers.odd_values import TEXTS
 
@@ -61,26 +62,19 @@ def weight_readers(base: Path) -> dict[str, Reader]:
 def image_encoder() -> dict[str, Tensor]:
     """Return the weights of a ViT of two blocks, named as timm names them."""
     width = 16
-    shapes = {
-        "cls_token": (1, 1, width),
-        "pos_embed": (1, 17, width),
-        "patch_embed.proj.weight": (width, 3, 4, 4),
-        "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
-    }
-    layers = {
-        "attn.qkv": (3 * width, width),
-        "attn.proj": (width, width),
-        "mlp.fc1": (64, width),
-        "mlp.fc2": (width, 64),
-    }
+    shapes = Shapes()
+    shapes["cls_token"] = (1, 1, width)
+    shapes["pos_embed"] = (1, 17, width)
+    shapes["patch_embed.proj.weight"] = (width, 3, 4, 4)
+    shapes["patch_embed.proj.bias"] = (width,)
+    shapes.norm("norm", width)
     for block in ("blocks.0", "blocks.1"):
-        for norm in ("norm1", "norm2"):
-            shapes[f"{block}.{norm}.weight"] = shapes[f"{block}.{norm}.bias"] = (width,)
-        for layer, (rows, columns) in layers.items():
-            shapes[f"{block}.{layer}.weight"] = (rows, columns)
-            shapes[f"{block}.{layer}.bias"] = (rows,)
+        shapes.norm(f"{block}.norm1", width)
+        shapes.norm(f"{block}.norm2", width)
+        shapes.linear(f"{block}.attn.qkv", 3 * width, width)
+        shapes.linear(f"{block}.attn.proj", width, width)
+        shapes.linear(f"{block}.mlp.fc1", 64, width)
+        shapes.linear(f"{block}.mlp.fc2", width, 64)
     rng = torch.Generator().manual_seed(0)
     return {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
 
@@ -143,12 +137,14 @@ def change_tensor(rng: Random, name: str, tensor: Tensor) -> tuple[str, Any]:
         case 1:
             return name, LEFT_OUT
         case 2:
-            shapes = (tensor[None], flat, tensor[..., :0], tensor[..., :1], torch.cat([flat, flat]))
-            return name, rng.choice((*shapes, flat[0]))
+            twice = torch.cat([flat, flat])
+            shapes = (tensor[None], flat, tensor[..., :0], tensor[..., :1], twice, flat[0])
+            return name, rng.choice(shapes)
         case 3:
             return name, tensor.to(rng.choice(TYPES))
         case 4:
-            values = (tensor * float("nan"), tensor * 1e38, flat.expand(2, -1), tensor.mT)
+            nan = tensor * float("nan")
+            values = (nan, tensor * 1e38, flat.expand(2, -1), tensor.mT)
             return name, rng.choice(values)
     return name, rng.choice(odd_tensors(tensor))
 

@@ -57,7 +57,7 @@ def read_cases(
         faulthandler.enable(trace)
         for case in cases:
             faulthandler.dump_traceback_later(timeout, exit=True, file=trace)
-            reader = options.readers[case[0]]
+            reader = options.readers[case.reader]
             outcome = run_case(reader, case, options.seed, work, options.memory)
             faulthandler.cancel_dump_traceback_later()
             connection.send(outcome)
@@ -102,7 +102,7 @@ class Worker:
         trace = self.work.with_suffix(".trace").read_text(errors="replace")
         kind = "hang" if trace.startswith("Timeout") else f"death {self.process.exitcode}"
         frame = re.search(rf'File "{PACKAGE}/(.*)", line (\d+) in (\w+)', trace)
-        place = f"{frame[1]}:{frame[2]} {frame[3]}" if frame else outcome.case[0]
+        place = f"{frame[1]}:{frame[2]} {frame[3]}" if frame else outcome.case.reader
         outcome.escapes[f"{kind} @ {place}"] = trace
         return outcome
 
