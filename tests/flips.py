@@ -13,12 +13,12 @@ import multiprocessing
 import os
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,6 +34,7 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.train.run_log import read_log
 from eve_vl.utils.errors import UserError
 from helpers.campaign_actions import ASKED
+from helpers.campaign_console import campaign_parser, empty_folder, table_of
 from helpers.campaign_reader import lines
 from helpers.indices import write_image
 from helpers.process_limits import limit_process
@@ -47,6 +48,13 @@ OUTCOMES = ("refused", "same", "CHANGED", "traceback", "death", "hang")
 TOLERANCE = 1e-3
 STEPS = 4
 NUM_IMAGES = 8
+TASKS = {"masked": None, "retrieval": RetrievalConfig(projection_dim=8), "vqa": ASKED}
+SEARCHES: tuple[dict[str, Any], ...] = (
+    {"rerank": 0},
+    {"captions": True},
+    {"rerank": 0, "by": "words"},
+    {"rerank": 0, "where": {"set": "1"}},
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def make_runs(base: Path) -> None:
         row["answer"] = ("cat", "dog", "red")[number % 3]
         rows.append(row)
     (base / "data/rows.jsonl").write_bytes(lines(rows))
-    for name in ("masked", "retrieval", "vqa"):
+    for name in TASKS:
         train(run_config(base, name))
 
 
@@ -90,10 +98,10 @@ def run_config(base: Path, name: str, steps: int = STEPS) -> Config:
         "log_every": 1,
         "lr": 1e-2,
     }
-    task = {"masked": None, "retrieval": RetrievalConfig(projection_dim=8), "vqa": ASKED}[name]
     data = {"train": rows, "val": rows, "crop_scale": (1, 1)}
-    config = tiny_config(task=task, data=data, train=options)
-    return replace(config, out=base / name, init=None if name == "masked" else base / "masked")
+    config = tiny_config(task=TASKS[name], data=data, train=options)
+    init = None if name == "masked" else base / "masked"
+    return replace(config, out=base / name, init=init)
 
 
 def make_index(base: Path, num_rows: int) -> None:
@@ -116,21 +124,21 @@ def use(base: Path, name: str) -> Read:
     """Return what reads the answers of a run."""
     images = [base / f"data/{number}.png" for number in range(NUM_IMAGES)]
 
-    def answer(eve: Eve) -> Answers:
-        answers = eve.answer(images, ["what is it"] * len(images))
+    def answer(folder: Path) -> Answers:
+        answers = Eve.load(folder).answer(images, ["what is it"] * len(images))
         return [(guess.answer, guess.probability) for row in answers for guess in row]
 
-    def compare(eve: Eve) -> Answers:
+    def compare(folder: Path) -> Answers:
+        eve = Eve.load(folder)
         scores = eve.encode_image(images) @ eve.encode_text(CAPTIONS).T
         best = scores.argmax(1).tolist()
         pairs = []
         for row in range(NUM_IMAGES):
-            for column in range(6):
+            for column in range(len(CAPTIONS)):
                 pairs.append((f"{row} {column} {best[row]}", float(scores[row, column])))
         return pairs
 
-    read = answer if name == "vqa" else compare
-    return lambda folder: read(Eve.load(folder))
+    return answer if name == "vqa" else compare
 
 
 def resume(base: Path, name: str) -> Read:
@@ -151,17 +159,11 @@ def search(base: Path) -> Read:
     """Return what searches an index, with and without a filter, for images and captions."""
     eve = Eve.load(base / "retrieval")
     queries = [*CAPTIONS[:3], f"{CAPTIONS[1]} 77"]
-    searches: list[dict[str, Any]] = [
-        {"rerank": 0},
-        {"captions": True},
-        {"rerank": 0, "by": "words"},
-        {"rerank": 0, "where": {"set": "1"}},
-    ]
 
     def read(folder: Path) -> Answers:
         index = Index.open(folder, eve)
         results = []
-        for options in searches:
+        for options in SEARCHES:
             results += index.search_each(queries, [None] * len(queries), top=10, **options)
         results.append(index.search(image=base / "data/0.png", top=10))
         results.append(index.search(queries[0], top=10, rerank=5))
@@ -175,10 +177,23 @@ def search(base: Path) -> Read:
     return read
 
 
+def trials(base: Path) -> list[Trial]:
+    """Return all trials."""
+    retrieval = base / "retrieval"
+    vqa = base / "vqa"
+    return [
+        Trial("use retrieval", retrieval, "best/*", partial(use, base, "retrieval")),
+        Trial("use vqa", vqa, "best/*", partial(use, base, "vqa")),
+        Trial("resume retrieval", retrieval, "**/*", partial(resume, base, "retrieval")),
+        Trial("resume vqa", vqa, "**/*", partial(resume, base, "vqa")),
+        Trial("index", base / "index", "**/*", partial(search, base)),
+    ]
+
+
 # Outcomes
 
 
-def outcome_of(read: Read, folder: Path, timeout: float) -> tuple[str, object]:
+def outcome_of(read: Read, folder: Path, timeout: float) -> tuple[str, Any]:
     """Read answers in a process of its own; return its outcome, and the answers or the message."""
     receiving, sending = multiprocessing.Pipe(duplex=False)
 
@@ -226,37 +241,33 @@ def changed(before: Answers, now: Answers) -> str:
     return f"score by {worst:.3g}" if worst > TOLERANCE else ""
 
 
-def flips_of(files: Sequence[Path], num_flips: int, rng: Random) -> Iterator[tuple[Path, int, int]]:
-    """Yield file, byte and bit of flips, each file as often as any other."""
-    for _ in range(num_flips):
-        path = rng.choice(files)
-        yield path, rng.randrange(path.stat().st_size), rng.randrange(8)
-
-
-def run_trial(trial: Trial, flags: argparse.Namespace) -> dict[str, Counter[str]]:
+def run_trial(trial: Trial, flags: argparse.Namespace, out: Path) -> dict[str, Counter[str]]:
     """Flip bits of copies of a folder; return the outcomes by file, and print the faults."""
     read = trial.reader()
-    copy = flags.out / "copy" / trial.folder.name
+    copy = out / "copy" / trial.folder.name
     shutil.copytree(trial.folder, copy)
     first_outcome, before = outcome_of(read, copy, flags.timeout)
-    if first_outcome != "same" or not isinstance(before, list):
+    if first_outcome != "same":
         raise RuntimeError(f"{trial.name}: sound, yet {first_outcome}: {before}")
     restore(copy, trial.folder)
     files = []
     for path in sorted(copy.glob(trial.pattern)):
         if path.is_file() and path.stat().st_size and "events" not in path.name:
             files.append(path)
+
     table: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for path, byte, bit in flips_of(files, flags.flips, Random(f"{flags.seed}/{trial.name}")):
+    rng = Random(f"{flags.seed}/{trial.name}")
+    for _ in range(flags.flips):
+        path = rng.choice(files)
         data = bytearray(path.read_bytes())
+        byte = rng.randrange(len(data))
+        bit = rng.randrange(8)
         data[byte] ^= 1 << bit
         path.write_bytes(data)
         outcome, detail = outcome_of(read, copy, flags.timeout)
-        if outcome == "same" and isinstance(detail, list):
-            difference = changed(before, detail)
-            if difference:
-                outcome = "CHANGED"
-                detail = difference
+        if outcome == "same" and changed(before, detail):
+            outcome = "CHANGED"
+            detail = changed(before, detail)
         name = path.relative_to(copy).as_posix()
         table[name][outcome] += 1
         if outcome not in ("refused", "same"):
@@ -273,67 +284,33 @@ def restore(copy: Path, folder: Path) -> None:
     shutil.copytree(folder, copy)
 
 
-def trials(base: Path) -> list[Trial]:
-    """Return all trials."""
-    runs = ("retrieval", "vqa")
-    return [
-        *(
-            Trial(f"use {name}", base / name, "best/*", lambda n=name: use(base, n))
-            for name in runs
-        ),
-        *(
-            Trial(f"resume {name}", base / name, "**/*", lambda n=name: resume(base, n))
-            for name in runs
-        ),
-        Trial("index", base / "index", "**/*", lambda: search(base)),
-    ]
-
-
-def parsed_flags() -> argparse.Namespace:
-    """Parse the command line; `out` is an empty folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> int:
+    """Flip bits; return the exit status."""
+    parser = campaign_parser(__doc__)
     parser.add_argument("--flips", type=int, default=100, help="of each trial")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], help="trials whose names begin so")
     parser.add_argument("--rows", type=int, default=10_000, help="of the index")
     parser.add_argument("--timeout", type=float, default=60, help="seconds that one flip may take")
-    out_help = "empty folder to work in; default: a new temporary one"
-    parser.add_argument("--out", type=Path, help=out_help)
     flags = parser.parse_args()
-    flags.out = flags.out or Path(tempfile.mkdtemp(prefix="eve_flips_"))
-    flags.out.mkdir(parents=True, exist_ok=True)
-    if any(flags.out.iterdir()):
-        parser.error(f"--out {flags.out}: is not empty")
-    return flags
-
-
-def main() -> int:
-    """Flip bits; return the exit status."""
-    flags = parsed_flags()
-    print(f"works in {flags.out}", flush=True)
+    out = empty_folder(parser, flags.out)
+    print(f"works in {out}", flush=True)
     torch.set_num_threads(1)  # threads would not survive a fork
     prefixes = tuple(flags.only or [""])
-    chosen = [trial for trial in trials(flags.out) if trial.name.startswith(prefixes)]
+    chosen = [trial for trial in trials(out) if trial.name.startswith(prefixes)]
     start = time.perf_counter()
-    make_runs(flags.out)
+    make_runs(out)
     if any(trial.name == "index" for trial in chosen):
-        make_index(flags.out, flags.rows)
+        make_index(out, flags.rows)
     total: Counter[str] = Counter()
     for trial in chosen:
-        table = run_trial(trial, flags)
-        print(f"\n{trial.name:58}{''.join(f'{outcome:>10}' for outcome in OUTCOMES)}")
-        for name, counts in sorted(table.items()):
-            numbers = "".join(f"{counts[outcome]:10}" for outcome in OUTCOMES)
-            print(f"  {name:56}{numbers}", flush=True)
+        table = run_trial(trial, flags, out)
+        print(f"\n{trial.name}\n{table_of(table, OUTCOMES)}", flush=True)
+        for name, counts in table.items():
             if not name.endswith("config.json"):
-                total.update({outcome: counts[outcome] for outcome in OUTCOMES})
+                total += counts
     seconds = time.perf_counter() - start
-    print(
-        f"{total.total()} flips outside config.json in {seconds:.0f} s: {dict(total)};"
-        f" {eve_vl.__file__}"
-    )
+    print(f"{total.total()} flips outside config.json in {seconds:.0f} s: {dict(total)};")
+    print(eve_vl.__file__)
     return any(total[outcome] for outcome in OUTCOMES[2:])
 
 

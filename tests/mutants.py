@@ -15,7 +15,9 @@ import difflib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -46,22 +48,32 @@ class Plain(ast.NodeTransformer):
 
 def mutants_of(meta: Path) -> dict[str, Mutant]:
     """Return the mutants of a file by name; meta: mutmut's record next to the file."""
-    lines = {
-        node.name: ast.unparse(Plain().visit(node)).splitlines()
-        for node in ast.walk(ast.parse(meta.with_suffix("").read_text()))
-        if isinstance(node, ast.FunctionDef) and "__mutmut_" in node.name
-    }
+    lines_by_function = {}
+    for node in ast.walk(ast.parse(meta.with_suffix("").read_text())):
+        if isinstance(node, ast.FunctionDef) and "__mutmut_" in node.name:
+            name = node.name
+            lines_by_function[name] = ast.unparse(Plain().visit(node)).splitlines()
     mutants = {}
     for key, code in json.loads(meta.read_text())["exit_code_by_key"].items():
         name = key.rpartition(".")[2]
-        difference = difflib.unified_diff(
-            lines[f"{name.rpartition('_')[0]}_orig"], lines[name], lineterm="", n=0
-        )
-        if change := "\n".join(
-            line for line in difference if not line.startswith(("---", "+++", "@@"))
-        ):
+        original = lines_by_function[f"{name.rpartition('_')[0]}_orig"]
+        difference = difflib.unified_diff(original, lines_by_function[name], lineterm="", n=0)
+        header = ("---", "+++", "@@")
+        change = "\n".join(line for line in difference if not line.startswith(header))
+        if change:
             mutants[key] = Mutant(change=change, code=code)
     return mutants
+
+
+def print_survivors(meta: Path, sample: Sequence[str]) -> None:
+    """Print the share of sampled mutants of a file that tests notice, and the other ones."""
+    mutants = mutants_of(meta)
+    survivors = [name for name in sorted(sample) if mutants[name].code not in NOTICED]
+    share = 1 - len(survivors) / len(sample)
+    file = meta.with_suffix("").relative_to(FOLDER)
+    print(f"{file}: {share:.3f} of {len(sample)} noticed, of {len(mutants)} mutants")
+    for name in survivors:
+        print(f"  {name}\n{mutants[name].change}")
 
 
 def main() -> None:
@@ -77,25 +89,17 @@ def main() -> None:
     if not FOLDER.exists():
         print("making mutants and recording which tests reach them, some minutes", flush=True)
         subprocess.run([*run, "no such mutant"], check=False, capture_output=True)
-    metas = sorted(meta for meta in FOLDER.rglob("*.meta") if mutants_of(meta))
-    if not metas:
+    samples = {}
+    for meta in sorted(FOLDER.rglob("*.meta")):
+        names = sorted(mutants_of(meta))
+        if names:
+            size = min(options.sample, len(names))
+            samples[meta] = Random(options.seed).sample(names, size)
+    if not samples:
         parser.error("mutmut made no mutants: see what `python -m mutmut run` says")
-    names = [sorted(mutants_of(meta)) for meta in metas]
-    chosen = [
-        Random(options.seed).sample(file_names, min(options.sample, len(file_names)))
-        for file_names in names
-    ]
-    subprocess.run([*run, *(name for file_names in chosen for name in file_names)], check=True)
-    for meta, sample in zip(metas, chosen, strict=True):
-        mutants = mutants_of(meta)
-        survivors = [name for name in sorted(sample) if mutants[name].code not in NOTICED]
-        share = 1 - len(survivors) / len(sample)
-        print(
-            f"{meta.with_suffix('').relative_to(FOLDER)}: {share:.3f} of {len(sample)} noticed, "
-            f"of {len(mutants)} mutants"
-        )
-        for name in survivors:
-            print(f"  {name}\n{mutants[name].change}")
+    subprocess.run([*run, *chain.from_iterable(samples.values())], check=True)
+    for meta, sample in samples.items():
+        print_survivors(meta, sample)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""The fault campaigns work in a folder of their own, never in one with other files."""
+"""The fault campaigns work in a folder of their own and count what they find."""
 
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -12,41 +11,36 @@ import pytest
 
 import campaign
 import flips
+import fuzz_serve
 import kills
 import mutants
 from eve_vl.utils.errors import UserError
+from helpers.campaign_console import campaign_parser, empty_folder
 
 
-@pytest.mark.parametrize(
-    ("script", "first"), [(kills, "make_data"), (campaign, "make_base"), (flips, "make_runs")]
-)
-def test_each_start_makes_a_new_temporary_folder(
-    script, first, tmp_path: Path, monkeypatch, capsys
-):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["script"])
-
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(script, first, stop)
-    monkeypatch.setattr(multiprocessing, "get_context", stop)
-    for number in (1, 2):
-        with pytest.raises(KeyboardInterrupt):
-            script.main()
-        folders = {str(path) for path in tmp_path.iterdir() if path.is_dir()}
-        assert len(folders) == number
-        assert capsys.readouterr().out.removeprefix("works in ").strip() in folders
-
-
-def test_a_folder_with_other_files_is_refused(tmp_path: Path, monkeypatch, capsys):
-    (tmp_path / "thesis.txt").write_text("ten years")
-    monkeypatch.setattr(sys, "argv", ["kills.py", "--out", str(tmp_path)])
+@pytest.mark.parametrize("script", [campaign, flips, fuzz_serve, kills, mutants])
+def test_each_script_lists_its_flags(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script", "--help"])
     with pytest.raises(SystemExit) as stopped:
-        kills.main()
+        script.main()
+    assert stopped.value.code == 0
+    assert "--seed" in capsys.readouterr().out
+
+
+def test_campaigns_never_work_in_a_folder_with_other_files(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    parser = campaign_parser("Damage files.")
+    first = empty_folder(parser, None)
+    second = empty_folder(parser, None)
+    assert {first, second} == set(tmp_path.iterdir())
+    assert first != second
+
+    (first / "thesis.txt").write_text("ten years")
+    with pytest.raises(SystemExit) as stopped:
+        empty_folder(parser, first)
     assert stopped.value.code == 2
     assert "is not empty" in capsys.readouterr().err
-    assert (tmp_path / "thesis.txt").read_text() == "ten years"
+    assert (first / "thesis.txt").read_text() == "ten years"
 
 
 def test_a_flip_is_counted_by_what_it_changes(tmp_path: Path):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -19,7 +19,6 @@ from eve_vl.cli.main import main as eve
 
 SIGNALS = ("KILL", "TERM", "INT", "HUP", "INT TERM")
 """The last as a terminal and a parent process send them."""
-MOMENTS = ("start-up", "step", "save", "validation")
 STEPS = 12  # of a training, which validates every 4
 MAX_SECONDS = 120  # after which a training counts as one that does not end
 TEMPORARY = re.compile(r"\.(step_\d+|best)\.(eve-\w+\.)?(tmp|old)")
@@ -112,21 +111,29 @@ class Training:
 
     def is_saving(self) -> bool:
         """Return whether a checkpoint or best weights are being written."""
-        names = [*_names_in(self.folder / "run"), *_names_in(self.folder / "run/checkpoints")]
-        return any(TEMPORARY.fullmatch(name) for name in names)
+        for folder in (self.folder / "run", self.folder / "run/checkpoints"):
+            with contextlib.suppress(OSError):
+                if any(TEMPORARY.fullmatch(path.name) for path in folder.iterdir()):
+                    return True
+        return False
 
 
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return [path.name for path in folder.iterdir()]
-    except OSError:
-        return []
+@dataclass(kw_only=True)
+class Durations:
+    """Seconds that parts of a training take on this machine."""
+
+    fork: float
+    """From the start of a fork to its first row of the log."""
+    command: float
+    """From the start of the command line to its first row of the log."""
+    step: float
+    validation: float
 
 
-def kill(rng: Random, training: Training, plan: Kill, durations: Mapping[str, float]) -> bool:
+def kill(rng: Random, training: Training, plan: Kill, durations: Durations) -> bool:
     """Send a signal at a moment; return whether the training was still there to get it.
 
-    durations: see `measure_durations`. The plan notes status and fault.
+    The plan notes status and fault.
     """
     has_come = AIMS[plan.moment](rng, training, durations)
     if not has_come or training.status is not None:
@@ -148,11 +155,11 @@ def kill(rng: Random, training: Training, plan: Kill, durations: Mapping[str, fl
         os.killpg(training.process.pid, signal.SIGKILL)
         plan.fault = "does not end"
     plan.status = training.status
-    plan.fault = plan.fault or _fault_of(training, plan, numbers)
+    plan.fault = plan.fault or fault_of(training, plan, numbers)
     return True
 
 
-def _fault_of(training: Training, plan: Kill, numbers: list[signal.Signals]) -> str:
+def fault_of(training: Training, plan: Kill, numbers: list[signal.Signals]) -> str:
     """Return what is wrong with the end of a training; empty if nothing is."""
     text = training.console.read_text(errors="replace").strip()
     last_line = text.splitlines()[-1] if text else ""
@@ -165,14 +172,25 @@ def _fault_of(training: Training, plan: Kill, numbers: list[signal.Signals]) -> 
     return "" if plan.status in expected else f"status {plan.status}: {last_line}"
 
 
-def _aim_at_start_up(rng: Random, training: Training, durations: Mapping[str, float]) -> bool:
-    duration = durations["start command" if training.is_command else "start fork"]
+# Moments
+
+
+def aim_at_start_up(rng: Random, training: Training, durations: Durations) -> bool:
+    duration = durations.command if training.is_command else durations.fork
     delay = rng.random() * rng.choice((0.2, 1)) * duration
     training.wait(lambda: time.perf_counter() - training.start > delay)
     return training.status is None
 
 
-def _aim_at_save(rng: Random, training: Training, durations: Mapping[str, float]) -> bool:
+def aim_at_step(rng: Random, training: Training, durations: Durations) -> bool:
+    step = later_step(rng, training, every=2)
+    has_come = training.wait_for_row("train", step)
+    time.sleep(rng.random() * durations.step * 2)
+    return has_come
+
+
+def aim_at_save(rng: Random, training: Training, durations: Durations) -> bool:
+    """Wait for one of the next three saves, and sometimes a moment longer."""
     num_skipped = rng.randrange(3)
     for _ in range(num_skipped):
         has_begun = training.wait(training.is_saving, 0.0002)
@@ -183,22 +201,15 @@ def _aim_at_save(rng: Random, training: Training, durations: Mapping[str, float]
     return has_begun
 
 
-def _aim_at_validation(rng: Random, training: Training, durations: Mapping[str, float]) -> bool:
+def aim_at_validation(rng: Random, training: Training, durations: Durations) -> bool:
     """Wait until between the row of the training step and that of the validation."""
-    step = _later_step(rng, training, every=4)
+    step = later_step(rng, training, every=4)
     has_come = training.wait_for_row("train", step)
-    time.sleep(rng.random() * durations["validation"])
+    time.sleep(rng.random() * durations.validation)
     return has_come
 
 
-def _aim_at_step(rng: Random, training: Training, durations: Mapping[str, float]) -> bool:
-    step = _later_step(rng, training, every=2)
-    has_come = training.wait_for_row("train", step)
-    time.sleep(rng.random() * durations["step"] * 2)
-    return has_come
-
-
-def _later_step(rng: Random, training: Training, every: int) -> int:
+def later_step(rng: Random, training: Training, every: int) -> int:
     """Return a step that the training has not logged yet, else the last."""
     reached = max([0, *training.logged_steps("train")])
     later = [step for step in range(every, STEPS, every) if step > reached]
@@ -206,30 +217,30 @@ def _later_step(rng: Random, training: Training, every: int) -> int:
 
 
 AIMS = {
-    "start-up": _aim_at_start_up,
-    "step": _aim_at_step,
-    "save": _aim_at_save,
-    "validation": _aim_at_validation,
+    "start-up": aim_at_start_up,
+    "step": aim_at_step,
+    "save": aim_at_save,
+    "validation": aim_at_validation,
 }
 """Functions that wait for a moment and return whether it came."""
 
 
-def measure_durations(folder: Path, command: tuple[str, ...]) -> dict[str, float]:
-    """Return the seconds that a start, a step and a validation take here."""
+def measure_durations(folder: Path, command: tuple[str, ...]) -> Durations:
+    """Measure the start of a fork and of the command line, a step and a validation."""
     folder.mkdir()
-    durations = {}
-    for name, is_command in (("start fork", False), ("start command", True)):
+    starts = []
+    for is_command in (False, True):
         training = Training(folder=folder, command=command, is_command=is_command)
         training.wait(lambda training=training: bool(training.logged_steps("train")))
-        durations[name] = time.perf_counter() - training.start
-        durations["validation"] = _seconds_between(training, ("train", 4), ("val", 4))
-        durations["step"] = _seconds_between(training, ("train", 6), ("train", 8)) / 2
+        starts.append(time.perf_counter() - training.start)
+        validation = seconds_between(training, ("train", 4), ("val", 4))
+        step = seconds_between(training, ("train", 6), ("train", 8)) / 2
         training.wait()
-        (folder / "run").rename(folder / f"run of {name}")
-    return durations
+        (folder / "run").rename(folder / f"run {is_command}")
+    return Durations(fork=starts[0], command=starts[1], step=step, validation=validation)
 
 
-def _seconds_between(training: Training, first: tuple[str, int], last: tuple[str, int]) -> float:
+def seconds_between(training: Training, first: tuple[str, int], last: tuple[str, int]) -> float:
     training.wait_for_row(*first)
     start = time.perf_counter()
     training.wait_for_row(*last)
