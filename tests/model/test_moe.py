@@ -23,12 +23,10 @@ from helpers.twins import (
     random_moe,
     router_sums,
     slow_balance,
-    slow_entropy,
     slow_moe,
     slow_quick_gelu,
 )
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 B = 3
 N = 7
 D = 8
@@ -57,10 +55,6 @@ class Inputs:
     def run_slowly(self, moe: MoE) -> tuple[Tensor, TwinStats]:
         return slow_moe(moe, self.x_BND, self.is_text_BN, self.is_padding_BN)
 
-    def samples(self, index: Tensor | slice) -> "Inputs":
-        assert self.is_padding_BN is not None
-        return Inputs(self.x_BND[index], self.is_text_BN[index], self.is_padding_BN[index])
-
 
 def random_inputs(
     dtype: torch.dtype = torch.float32, *, padded: bool = True, dim: int = D
@@ -87,8 +81,9 @@ def gradients(moe: MoE, x: Tensor, output: Tensor) -> dict[str, Tensor]:
     """Gradients of a loss that weighs every output differently, by parameter name and "x"."""
     generator = torch.Generator().manual_seed(2)
     weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    loss = (output.double() * weights).sum()
     inputs = {"x": x, **dict(moe.named_parameters())}
-    values = torch.autograd.grad((output.double() * weights).sum(), list(inputs.values()))
+    values = torch.autograd.grad(loss, list(inputs.values()), retain_graph=True)
     return dict(zip(inputs, values, strict=True))
 
 
@@ -103,18 +98,20 @@ def assert_gradients_close(
         assert (actual[name] - gradient).abs().max() <= tolerance * scale, name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize(
     ("experts", "top_k", "modality"),
     [(4, 2, True), (4, 2, False), (4, 1, True), (1, 1, True), (3, 3, False), (16, 2, True)],
 )
-def test_output_and_all_gradients_equal_the_token_loop(dtype, padded, experts, top_k, modality):
+def test_output_and_all_gradients_equal_the_token_loop(
+    dtype, tolerance, padded, experts, top_k, modality
+):
     moe = random_moe(experts=experts, top_k=top_k, modality=modality).to(dtype)
     inputs = random_inputs(dtype, padded=padded)
     output, stats = inputs.run(moe)
     expected, twin = inputs.run_slowly(moe)
-    assert_gradients_close(moe, inputs.x_BND, output, expected, TOLERANCE[dtype])
+    assert_gradients_close(moe, inputs.x_BND, output, expected, tolerance)
     assert balance_of(stats).item() == pytest.approx(slow_balance(twin), rel=1e-5)
 
 
@@ -133,9 +130,8 @@ def test_bfloat16_autocast_stays_close(padded):
     inputs = random_inputs(padded=padded, dim=16)
     with torch.autocast("cpu", torch.bfloat16):
         output, stats = inputs.run(moe)
-    assert output.dtype == torch.bfloat16
-    assert router_sums(stats).gate_E.dtype == torch.float32
     expected, twin = inputs.run_slowly(moe)
+    assert output.dtype == torch.bfloat16
     assert balance_of(stats).item() == pytest.approx(slow_balance(twin), rel=1e-5)
     atol = 0.03 * expected.abs().max().item()
     torch.testing.assert_close(output.float(), expected, rtol=0, atol=atol)
@@ -169,40 +165,11 @@ def test_an_expert_without_tokens_gets_zero_gradients_and_one_with_all_tokens_wo
     expected, _ = inputs.run_slowly(moe)
     assert_gradients_close(moe, inputs.x_BND, output, expected, 1e-5)
     assert router_sums(stats).first_E.tolist() == [0, NUM_REAL, 0, 0]
-    output, _ = inputs.run(moe)
     for name, gradient in gradients(moe, inputs.x_BND, output).items():
         if name.startswith("experts."):
             assert [bool(expert.any()) for expert in gradient] == [False, True, False, True]
     worst = 4.0  # N · 1 · p₁
     assert balance_of(stats).item() == pytest.approx(worst, rel=0.01)
-
-
-def test_modality_embedding_is_added_to_the_input_of_the_router():
-    moe = random_moe(experts=4, top_k=4)
-    inputs = random_inputs()
-    x_SD, rows = in_rows(inputs.x_BND, NUM_IMAGE)
-    assert moe.router.modality_embed is not None
-    gates_SK, _, _ = moe.router(x_SD, rows)
-    routed_BND = inputs.x_BND + moe.router.modality_embed[inputs.is_text_BN.long()]
-    expected = (routed_BND.flatten(0, 1) @ moe.router.weight.t()).softmax(-1)
-    torch.testing.assert_close(
-        rows.unpack_flat(gates_SK), expected.sort(-1, descending=True).values
-    )
-
-
-def test_modality_embedding_does_not_reach_the_experts():
-    moe = random_moe(
-        experts=4, top_k=4
-    )  # all experts: the output depends on b_m through gates only
-    x_BND = random_inputs().x_BND
-    as_image = Inputs(x_BND, torch.zeros(B, N, dtype=torch.bool), None)
-    as_text = Inputs(x_BND, torch.ones(B, N, dtype=torch.bool), None)
-    assert not torch.allclose(as_image.run(moe)[0], as_text.run(moe)[0])
-    assert moe.router.modality_embed is not None
-    with torch.no_grad():
-        moe.router.modality_embed[1] = moe.router.modality_embed[0]
-    torch.testing.assert_close(as_image.run(moe)[0], as_text.run(moe)[0])
-    assert random_moe(modality=False).router.modality_embed is None
 
 
 def test_statistics_equal_hand_counts():
@@ -229,27 +196,7 @@ def test_statistics_equal_hand_counts():
     torch.testing.assert_close(sums.entropy, -(gates * gates.log()).sum())
 
 
-def test_statistics_equal_the_counts_of_the_token_loop():
-    moe = random_moe(experts=5, top_k=3)
-    inputs = random_inputs()
-    _, stats = inputs.run(moe)
-    _, twin = inputs.run_slowly(moe)
-    chosen = [[0.0] * 5, [0.0] * 5]
-    first = [0] * 5
-    for choices, is_text in zip(twin.choices, twin.is_text, strict=True):
-        first[choices[0]] += 1
-        for expert in choices:
-            chosen[is_text][expert] += 1
-    sums = router_sums(stats)
-    assert chosen_ME(stats).tolist() == chosen
-    assert sums.first_E.tolist() == first
-    assert sums.entropy.item() == pytest.approx(slow_entropy(twin), rel=1e-5)
-    assert sums.num_tokens.item() == len(twin.gates) == NUM_REAL
-    torch.testing.assert_close(sums.gate_E, torch.tensor(twin.gates).sum(0))
-
-
-def test_balance_loss_is_1_when_even_and_its_gradient_flows_only_through_the_gates():
-    assert slow_balance(TwinStats(gates=[[0.5, 0.5]] * 4, choices=[[0], [1], [0], [1]])) == 1
+def test_gradient_of_the_balance_loss_flows_only_through_the_gates():
     moe = random_moe().double()
     inputs = random_inputs(torch.float64)
     _, stats = inputs.run(moe)
@@ -270,37 +217,24 @@ def test_balance_loss_is_1_when_even_and_its_gradient_flows_only_through_the_gat
         assert slope == pytest.approx(gradient[index].item(), rel=1e-4, abs=1e-8)
 
 
-def test_contents_of_padding_change_nothing_and_are_not_counted():
-    moe = random_moe()
-    inputs = random_inputs()
-    output, stats = inputs.run(moe)
-    assert inputs.is_padding_BN is not None
-    inputs.x_BND = inputs.x_BND.masked_fill(inputs.is_padding_BN[:, :, None], 1e3)
-    other_output, other_stats = inputs.run(moe)
-    assert torch.equal(output, other_output)
-    assert torch.equal(stats, other_stats)
-
-
-def test_output_of_a_sample_never_depends_on_its_batch():
-    """Unlike with a capacity of experts, where samples can crowd onto the same ones."""
+def test_samples_that_crowd_onto_the_same_experts_keep_their_output():
+    """Unlike with a capacity of experts."""
     moe = random_moe(experts=4)
     inputs = random_inputs()
-    whole, _ = inputs.run(moe)
-    for b in range(B):
-        single, _ = inputs.samples(slice(b, b + 1)).run(moe)
-        torch.testing.assert_close(single[0], whole[b], rtol=1e-5, atol=1e-6)
-        crowded, _ = inputs.samples(torch.full((40,), b)).run(moe)
-        torch.testing.assert_close(crowded[17], whole[b], rtol=1e-5, atol=1e-6)
-    order = torch.tensor([2, 0, 1])
-    permuted, _ = inputs.samples(order).run(moe)
-    torch.testing.assert_close(permuted, whole[order], rtol=1e-5, atol=1e-6)
+    assert inputs.is_padding_BN is not None
+    output, _ = inputs.run(moe)
+    row = torch.ones(40, dtype=torch.long)
+    crowd = Inputs(inputs.x_BND[row], inputs.is_text_BN[row], inputs.is_padding_BN[row])
+    crowded, _ = crowd.run(moe)
+    torch.testing.assert_close(crowded[17], output[1], rtol=1e-5, atol=1e-6)
 
 
 def test_read_rows_are_those_of_the_whole_output():
     moe = random_moe()
     x_SD, rows = in_rows(random_inputs().x_BND, NUM_IMAGE)
     whole_SD, stats = moe(x_SD, rows)
-    read_MD, read_stats = moe(x_SD, rows, ReadPositions(row_M=torch.tensor([9, 2]), is_image=True))
+    read = ReadPositions(row_M=torch.tensor([9, 2]), is_image=True)
+    read_MD, read_stats = moe(x_SD, rows, read)
     torch.testing.assert_close(read_MD, whole_SD[[9, 2]])
     assert torch.equal(stats, read_stats)
 
@@ -315,13 +249,15 @@ def test_new_tensors_are_on_the_device_of_the_inputs():
     with torch.device("meta"):
         y_SD, stats = moe(x_SD, rows)
         y_RD = moe.experts(x_RD, expert_R, counts_E)
-    assert {tensor.device.type for tensor in (y_SD, stats, y_RD)} == {"cpu"}
+    assert y_SD.device.type == "cpu"
+    assert stats.device.type == "cpu"
+    assert y_RD.device.type == "cpu"
 
 
 def test_quick_gelu_equals_its_formula_with_gradients():
     x = torch.linspace(-6, 6, 101, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(quick_gelu(x), slow_quick_gelu(x))
     weights = torch.randn(101, dtype=torch.float64)
+    torch.testing.assert_close(quick_gelu(x), slow_quick_gelu(x))
     (gradient,) = torch.autograd.grad((quick_gelu(x) * weights).sum(), x)
     (expected,) = torch.autograd.grad((slow_quick_gelu(x) * weights).sum(), x)
     torch.testing.assert_close(gradient, expected)
