@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from eve_vl.config import Config, TaskConfig
@@ -18,7 +17,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.recipes import get_finetune_recipe
 from eve_vl.recipes.registry import get_recipe
 from eve_vl.report.page import write_report
-from eve_vl.run.loading import LoadedRun, load_run
+from eve_vl.run.loading import load_run
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes.rows import ScenePairs, SceneQuestions
 from helpers.tiny_config import changed_section
@@ -169,12 +168,3 @@ def drawn_pixels(image: ImageRef) -> np.ndarray:
     """Return the pixels of a generated image."""
     assert isinstance(image, ImageDrawing)
     return image.pixels
-
-
-def pair_state(run: LoadedRun, pixels_HWC: np.ndarray, text: str) -> torch.Tensor:
-    """Return the state of the text [CLS] of one pair, encoded separately."""
-    pixels = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    ids = torch.from_numpy(run.tokenizer.encode(text, run.config.input.text_length)[0])[None]
-    encoder = run.task.encoder
-    image = encoder.image(pixels)
-    return encoder.encode(image, encoder.text(ids, None)).x_BND[:, image.num_image]

@@ -1,11 +1,32 @@
 """Small runs whose pages the tests of this folder read."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from eve_vl.config import Config
+from eve_vl.run import flops
 from eve_vl.run.training import train
 from helpers.report_page import finetuned, tiny, train_small_tokenizer, trained
+
+
+@pytest.fixture(scope="session", autouse=True)
+def costs_counted_once():
+    """Trace the arithmetic of equal models once, not for every page."""
+    inspect_config = flops.inspect_config
+    inspections: dict[str, flops.Inspection] = {}
+
+    def inspect_once(config: Config, *sizes: Any) -> flops.Inspection:
+        rows = config.train.batch_size
+        key = repr((config.input, config.model, config.task, rows, sizes))
+        if key not in inspections:
+            inspections[key] = inspect_config(config, *sizes)
+        return inspections[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flops, "inspect_config", inspect_once)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +47,6 @@ def finetuned_runs(pretrained, tmp_path_factory) -> dict[str, Path]:
     """Task → a fine-tuned run with its page."""
     folder = tmp_path_factory.mktemp("finetuned")
     runs = {}
-    for task, steps in (("vqa", 20), ("nlvr2", 6), ("retrieval", 20)):
+    for task, steps in (("vqa", 12), ("nlvr2", 4), ("retrieval", 8)):
         runs[task] = trained(finetuned(pretrained, task, folder / task, steps=steps)).parent
     return runs

@@ -30,20 +30,17 @@ def test_long_logs_are_averaged_without_infinite_values():
     assert thin(points[:5]) == points[:5]
 
 
-def test_chart_with_a_reference_only_is_empty():
-    infinite = Series(name="a", points=[(1, float("inf"))])
-    reference = Series(name="b", points=[(0, 1), (5, 1)], is_reference=True)
-    assert line_chart("x", [infinite, reference]) == ""
-
-
-def test_dot_of_a_single_point_is_larger():
+def test_dot_of_a_single_point_is_larger_and_a_reference_alone_is_no_chart():
+    reference = Series(name="b", points=[(5, 0.4)], is_reference=True)
     lines = [
         Series(name="a", points=[(5, 0.5)]),
-        Series(name="b", points=[(5, 0.4)], is_reference=True),
+        reference,
         Series(name="c", points=[(1, 0.3), (5, 0.2)]),
     ]
     dots = re.findall(r'<circle class="([^"]*)"[^>]* r="([\d.]+)"', line_chart("x", lines))
     assert dots == [("c0", "5"), ("ref ref0", "5"), ("c1", "2.6"), ("c1", "2.6")]
+    infinite = Series(name="a", points=[(1, float("inf"))])
+    assert line_chart("x", [infinite, reference]) == ""
 
 
 def test_chart_of_single_points_lists_their_values():
@@ -57,19 +54,9 @@ def test_chart_of_single_points_lists_their_values():
     assert "One point so far, at 20 steps." in chart
     values = re.findall(r"<dt>(\w)</dt><dd>([\d.]+) %</dd>", chart)
     assert values == [("a", "50.0"), ("b", "25.0"), ("c", "100.0")]
-
-
-@pytest.mark.parametrize(
-    ("axis", "x", "place"),
-    [
-        ("pairs", 1280, "1,280 pairs"),
-        ("minutes", 0.08794, "0.0879 minutes"),
-        ("step", 1, "1 step"),
-    ],
-)
-def test_place_of_a_single_point_names_its_axis(axis: str, x: float, place: str):
-    chart = line_chart("x", [Series(name="a", points=[(x, 1.0)])], axis=axis)
-    assert f"One point so far, at {place}." in chart
+    for axis, x, place in (("pairs", 1280, "1,280 pairs"), ("minutes", 0.08794, "0.0879 minutes")):
+        chart = line_chart("x", [Series(name="a", points=[(x, 1.0)])], axis=axis)
+        assert f"One point so far, at {place}." in chart
 
 
 def test_spread_is_an_upright_stroke_within_the_frame():

@@ -61,30 +61,23 @@ def test_runs_are_found_three_levels_down(folder: Path, tmp_path: Path):
         find_runs([a, tmp_path / "nothing"])
 
 
-def test_numbers_stand_side_by_side(folder: Path, page: Page):
+def test_numbers_and_costs_stand_side_by_side(folder: Path, page: Page):
     assert page.ids[:2] == ["masked_signal-numbers", "masked_signal-config"]
     assert "3 runs compared" in page.text
     metrics = [json.loads((folder / name / "metrics.json").read_text()) for name in CHANGES]
-    for name in metrics[0]:
-        if name == "certainty":
-            continue
+    for name in metrics[0].keys() - {"certainty"}:
         line = name
         for values in metrics:
             bounds = values["certainty"][name]
-            low = number(bounds["low"])
-            high = number(bounds["high"])
-            line += f"{number(values[name])}{low}to{high},n{bounds['n']}"
+            interval = f"{number(bounds['low'])}to{number(bounds['high'])}"
+            line += f"{number(values[name])}{interval},n{bounds['n']}"
         assert line in page.text.replace(" ", "")
 
-
-def test_costs_stand_side_by_side(folder: Path, page: Page):
-    costs = []
+    costs = ""
     for name in CHANGES:
         rows = [row for row in read_log(folder / name) if row["kind"] == "train"]
-        costs.append(sum(row["core_seconds"] for row in rows))
-    assert min(costs) > 0
-    text = "".join(map(number, costs))
-    assert f"CPU core-seconds, with those of the --init runs{text}" in page.text
+        costs += number(sum(row["core_seconds"] for row in rows))
+    assert f"CPU core-seconds, with those of the --init runs{costs}" in page.text
     assert "trainingrowsseen646464trainingtook" in page.text.replace(" ", "")  # 4 steps of 16
 
 
@@ -96,14 +89,12 @@ def test_only_differing_fields_are_listed(page: Page):
 def test_curves_lie_over_steps_pairs_and_minutes(folder: Path, page: Page):
     last = [row for row in read_log(folder / "c") if row["kind"] == "train"][-1]
     value = re.escape(number(last["mlm"]))
-    assert re.search(rf"step 4 a: [\d.]+ c: {value} b/deep: ", page.text)
-    assert re.search(rf"pairs 64 a: [\d.]+ c: {value} b/deep: ", page.text)
+    for place in ("step 4", "pairs 64"):
+        assert re.search(rf"{place} a: [\d.]+ c: {value} b/deep: ", page.text)
     assert "minutes 0." in page.text
     inputs = [attribute for attribute in page.attributes if attribute[:2] == ("input", "type")]
     assert inputs == [("input", "type", "radio")] * 3
 
-
-def test_steps_are_replaced_by_pairs_or_minutes():
     log = [
         {"kind": "train", "step": 10, "samples_per_second": 2.0},
         {"kind": "val", "step": 20},
@@ -144,8 +135,6 @@ def test_unreadable_runs_are_named(folder: Path, tmp_path: Path, eve):
     done = eve("report", tmp_path / "cut", tmp_path / "again", "--out", tmp_path / "other.html")
     assert done.returncode == 2
     assert "none of the 2 runs can be read" in done.stderr.splitlines()[-1]
-    assert "no such run folder" in eve("report", tmp_path / "a", tmp_path / "nothing").stderr
-    assert eve("report").returncode == 2
 
 
 def test_run_without_its_data_is_compared_without_numbers(folder: Path, tmp_path: Path):
@@ -165,39 +154,34 @@ def test_runs_of_different_tasks_are_compared_in_groups(tmp_path: Path):
     assert not any(name.endswith(("-config", "-rows")) for name in page.ids)
 
 
-@pytest.fixture
-def own_runs(tokenizer: Path, tmp_path: Path) -> Path:
-    """A folder with one run on val.jsonl of folder x, and two on that of folder y."""
+def test_files_of_one_name_are_compared_by_content(tokenizer: Path, tmp_path: Path):
+    """One run was validated on val.jsonl of folder x, two on that of folder y."""
     for name, shade in (("x", 40), ("y", 200)):
         data = tmp_path / name
         data.mkdir()
-        Image.new("RGB", (32, 32), (shade, 90, 10)).save(data / "0.png")
-        Image.new("RGB", (32, 32), (10, shade, 90)).save(data / "1.png")
         rows = []
-        for row in range(40):
-            rows.append({"image": f"{row % 2}.png", "caption": f"a red circle, {name} {row}"})
+        for row in range(16):
+            Image.new("RGB", (32, 32), (shade, 9 * row, 10)).save(data / f"{row}.png")
+            rows.append({"image": f"{row}.png", "caption": f"a red circle, {name} {row}"})
         write_jsonl(data / "val.jsonl", rows)
     for name, source, seed in (("one", "x", 0), ("two", "y", 0), ("three", "y", 1)):
         val = (str(tmp_path / source / "val.jsonl"),)
         config = tiny(tmp_path / name, tokenizer, steps=1, data={"val": val})
         assert train(replace(config, train=replace(config.train, seed=seed)))
-    return tmp_path
 
-
-def test_files_of_one_name_are_compared_by_content(own_runs: Path):
-    out = own_runs / "page.html"
-    page = Page(write_comparison([own_runs / "one", own_runs / "two"], out))
+    out = tmp_path / "page.html"
+    page = Page(write_comparison([tmp_path / "one", tmp_path / "two"], out))
     assert DIFFERENT_ROWS in page.text
     assert "These runs have no rows in common" in page.text
     assert "common row" not in page.text
 
-    page = Page(write_comparison([own_runs / "two", own_runs / "three"], out))
+    page = Page(write_comparison([tmp_path / "two", tmp_path / "three"], out))
     assert DIFFERENT_ROWS not in page.text
     assert re.search(r"on \d+ common rows", page.text)
     assert "a red circle" in page.text
 
-    Image.new("RGB", (32, 32), (1, 2, 3)).save(own_runs / "y/0.png")
-    page = Page(write_comparison([own_runs / "two", own_runs / "three"], out))
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(tmp_path / "y/0.png")
+    page = Page(write_comparison([tmp_path / "two", tmp_path / "three"], out))
     assert page.text.count("its validation data has changed since its training") == 2
 
 

@@ -12,7 +12,6 @@ import torch
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.data.opening import open_sources
-from eve_vl.demo.train_and_test import read_numbers
 from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.pages.number_formats import percent
 from eve_vl.run.loading import LoadedRun, load_run
@@ -93,7 +92,7 @@ def masked_and_reconstructed(run: LoadedRun, pair: PairBatch) -> tuple[np.ndarra
 
 @pytest.mark.parametrize("is_normalized", [False, True])
 def test_images_are_those_of_the_model(page_with, is_normalized: bool):
-    path = page_with(steps=4, task={"normalize_targets": is_normalized})
+    path = page_with(steps=2, task={"normalize_targets": is_normalized})
     page = Page(path)
     run = load_run(path.parent)
     batch = validation_batch(run, 8)
@@ -141,7 +140,7 @@ def guesses_on_page(token: MaskedToken) -> str:
 
 @torch.inference_mode()
 def test_guesses_are_those_of_the_model(page_with):
-    path = page_with(steps=4, task={"normalize_targets": False})
+    path = page_with(steps=2, task={"normalize_targets": False})
     page = Page(path)
     run = load_run(path.parent)
     word = run.tokenizer.word
@@ -195,7 +194,7 @@ def test_guesses_are_those_of_the_model(page_with):
         ),
         (
             {"task": ContrastMatchConfig(mlm_weight=0.0)},
-            ["Contrastive loss", "Matching loss", "Partner accuracy", "block 3", "is 0)"],
+            ["Contrastive loss", "Matching loss", "Partner accuracy", "chance50.0 %", "is 0)"],
             ["Masked-token loss", "Masked-pixel loss"],
         ),
         (
@@ -234,16 +233,6 @@ def test_page_of_rows_without_partners(
     assert page.ids == ["numbers", "curves", section, "routing", "config"]
     assert len(page.images) == num_images
     assert ("Masked texts" in page.text) == (modality == "text")
-
-
-def test_page_shows_how_often_partners_are_recognised(page_with):
-    path = page_with(task=ContrastMatchConfig(mlm_weight=0.0))
-    page = Page(path)
-    values = read_numbers(path.with_name("metrics.json"))
-    assert set(values) == {"itc_acc", "itm_acc"}
-    for name, value in values.items():
-        assert f"{name}{percent(value)}" in page.text
-    assert "chance50.0 %" in page.text
 
 
 def test_joint_masking_shows_the_masked_images_of_the_text_pass(page_with):
