@@ -10,24 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers.m3ae_checkpoints import TINY
+from helpers.slow_layers import SlowLayers
 
 D = TINY.D
 NUM_HEADS = 2
 
 
-class SlowM3ae:
+class SlowM3ae(SlowLayers):
     """A tiny M3AE that computes with the tensors of a checkpoint."""
-
-    def __init__(self, tensors: dict[str, Tensor]):
-        self.tensors = tensors
-
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        return x @ self.tensors[f"{name}.weight"].T + self.tensors[f"{name}.bias"]
-
-    def norm(self, x: Tensor, name: str, eps: float) -> Tensor:
-        x = x - x.mean(-1, keepdim=True)
-        x = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
-        return x * self.tensors[f"{name}.weight"] + self.tensors[f"{name}.bias"]
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors of a part, by their names in it."""
@@ -115,12 +105,3 @@ class SlowM3ae:
         text_D = self.linear(x_TD[0], "multi_modal_language_pooler.dense")
         image_D = self.linear(y_PD[0], "multi_modal_vision_pooler.dense")
         return torch.cat([text_D, image_D]).tanh()
-
-    def word_logits(self, x_TD: Tensor) -> Tensor:
-        hidden = F.gelu(self.linear(x_TD, "mlm_head.transform.dense"))
-        hidden = self.norm(hidden, "mlm_head.transform.LayerNorm", 1e-12)
-        return hidden @ self.tensors["mlm_head.decoder.weight"].T + self.tensors["mlm_head.bias"]
-
-    def class_logits(self, x: Tensor, name: str) -> Tensor:
-        hidden = self.norm(self.linear(x, f"{name}.0"), f"{name}.1", 1e-5)
-        return self.linear(F.gelu(hidden), f"{name}.3")

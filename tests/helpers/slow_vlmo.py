@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from helpers.slow_layers import SlowLayers
 from helpers.vlmo import slow_row
 from helpers.vlmo_checkpoints import TINY
 
@@ -17,22 +18,8 @@ D = TINY.D
 HEAD_WIDTH = D // TINY.heads
 
 
-class SlowVlmo:
+class SlowVlmo(SlowLayers):
     """A tiny VLMo that computes with the tensors of a checkpoint."""
-
-    def __init__(self, tensors: dict[str, Tensor]):
-        self.tensors = tensors
-
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        y = x @ self.tensors[f"{name}.weight"].T
-        if f"{name}.bias" in self.tensors:
-            y = y + self.tensors[f"{name}.bias"]
-        return y
-
-    def norm(self, x: Tensor, name: str, eps: float = 1e-6) -> Tensor:
-        x = x - x.mean(-1, keepdim=True)
-        x = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
-        return x * self.tensors[f"{name}.weight"] + self.tensors[f"{name}.bias"]
 
     def text(self, ids_T: Tensor) -> Tensor:
         x_TD = self.tensors["text_embeddings.word_embeddings.weight"][ids_T]
@@ -78,7 +65,7 @@ class SlowVlmo:
         return self.linear(torch.cat(heads, dim=1), f"{name}.proj")
 
     def network(self, x_ND: Tensor, block: str, kind: str) -> Tensor:
-        normed = self.norm(x_ND, f"{block}.norm2_{kind}")
+        normed = self.norm(x_ND, f"{block}.norm2_{kind}", 1e-6)
         return self.linear(
             F.gelu(self.linear(normed, f"{block}.mlp_{kind}.fc1")), f"{block}.mlp_{kind}.fc2"
         )
@@ -89,7 +76,7 @@ class SlowVlmo:
         x_ND = torch.cat([text_TD, image_PD])
         for number in range(TINY.depth):
             block = f"transformer.blocks.{number}"
-            normed = self.norm(x_ND, f"{block}.norm1")
+            normed = self.norm(x_ND, f"{block}.norm1", 1e-6)
             biases = self.attention_biases(T, len(image_PD), number)
             attended = self.attention(normed, f"{block}.attn", biases)
             x_ND = x_ND + self.tensors.get(f"{block}.gamma_1", 1.0) * attended
@@ -100,7 +87,7 @@ class SlowVlmo:
             of_patches = self.network(x_ND[T:], block, image_network)
             branch = torch.cat([of_words, of_patches])
             x_ND = x_ND + self.tensors.get(f"{block}.gamma_2", 1.0) * branch
-        return self.norm(x_ND, "transformer.norm")
+        return self.norm(x_ND, "transformer.norm", 1e-6)
 
     def pair(self, ids_T: Tensor, pixels_CHW: Tensor, token_type: int = 1) -> Tensor:
         image = self.image(pixels_CHW, token_type)
@@ -124,12 +111,3 @@ class SlowVlmo:
         states = self.text_alone(ids_T, "vl" if by_pairs else "text")
         name = "itc_vl_text_proj.fc" if by_pairs else "itc_text_proj.fc"
         return F.normalize(self.linear(states[0], name), dim=0)
-
-    def word_logits(self, x_TD: Tensor) -> Tensor:
-        hidden = F.gelu(self.linear(x_TD, "mlm_score.transform.dense"))
-        hidden = self.norm(hidden, "mlm_score.transform.LayerNorm", 1e-12)
-        return self.linear(hidden, "mlm_score.decoder") + self.tensors["mlm_score.bias"]
-
-    def class_logits(self, x: Tensor, name: str) -> Tensor:
-        hidden = self.norm(self.linear(x, f"{name}.0"), f"{name}.1", 1e-5)
-        return self.linear(F.gelu(hidden), f"{name}.3")

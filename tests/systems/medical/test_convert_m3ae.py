@@ -105,7 +105,9 @@ def test_a_pre_trained_checkpoint_gives_the_numbers_of_its_own_code(eve, tmp_pat
         assert_near(encoded.text_BTD[row, :T], x_TD)
         assert_near(encoded.x_BND[row, : TINY.side**2 + 1], y_PD)
         assert_near(pooled[row], slow.pooled(ids_T, pixels))
-        assert_near(run.task.token_head(encoded.text_BTD[row, :T]), slow.word_logits(x_TD))
+        assert_near(
+            run.task.token_head(encoded.text_BTD[row, :T]), slow.token_logits(x_TD, "mlm_head")
+        )
         assert_near(match[row], slow.linear(slow.pooled(ids_T, pixels), "itm_head.fc"))
 
     for name, module in run.task.named_modules():

@@ -94,7 +94,9 @@ def test_a_checkpoint_of_pairs_gives_the_numbers_of_its_own_code(eve, tmp_path, 
         expected = slow.pair(ids, pixels)
         assert_near(encoded.text_BTD[row, :T], expected[:T])
         assert_near(encoded.x_BND[row, : TINY.side**2 + 1], expected[T:])
-        assert_near(task.token_head(encoded.text_BTD[row, :T]), slow.word_logits(expected[:T]))
+        assert_near(
+            task.token_head(encoded.text_BTD[row, :T]), slow.token_logits(expected[:T], "mlm_score")
+        )
         assert_near(match[row], slow.linear(slow.pooled(ids, pixels), "itm_score.fc"))
         for contrast, by_pairs in enumerate([False, True]):
             image_feature = slow.image_feature(pixels, by_pairs=by_pairs)
@@ -151,7 +153,7 @@ def test_pairs_start_from_the_stage_of_texts_with_networks_that_it_lacks(eve, tm
         text = run.task.encoder.text(pairs.ids_BT, pairs.is_padding_BT)
         states = run.task.encoder.encode(None, text).x_BND[0]
         slow = SlowVlmo(tensors)
-        expected = slow.word_logits(slow.text_alone(pairs.text(0)))
+        expected = slow.token_logits(slow.text_alone(pairs.text(0)), "mlm_score")
         assert_near(run.task.token_head(states), expected)
 
     flags = (
