@@ -16,8 +16,8 @@ from helpers.serving import serving
 from helpers.source_files import write_jsonl
 
 WORDS = [*("red", "blue", "green", "car", "boat", "house"), *("tree", "cat", "dog", "plate", "cup")]
-NUM_IMAGES = 300
-NUM_QUERIES = 500
+NUM_IMAGES = 220
+NUM_QUERIES = 120
 
 
 def random_texts(num: int, seed: int) -> list[str]:
@@ -90,7 +90,7 @@ def test_fit_is_at_least_that_of_nearest_images_with_lower_cosines(index):
 
 def test_caption_that_is_the_query_comes_first(index):
     captions = [caption for (caption,) in index.database.rows("SELECT text FROM text")]
-    for caption in captions[:60]:
+    for caption in captions[:30]:
         query = caption.upper() + "!"
         hits = index.search(query, rerank=0, top=10)
         is_equal = [caption in hit.captions for hit in hits]
@@ -103,13 +103,13 @@ def test_caption_that_is_the_query_comes_first(index):
 def test_http_and_command_line_give_the_lists_of_python(index, eve, tmp_path):
     expected = search(index, top=20)
     with serving(index.encoder, index=index) as client:
-        for start in range(0, NUM_QUERIES, 50):
-            queries = QUERIES[start : start + 50]
+        for start in range(0, NUM_QUERIES, 60):
+            queries = QUERIES[start : start + 60]
             request = {"query": queries, "rerank": 0, "top": 20}
             answers = client.post("/v1/search", json=request).json()
             for row, answer in enumerate(answers, start):
                 assert_equal_values(answer, expected[row])
-    for row in range(0, NUM_QUERIES, 100):
+    for row in range(0, NUM_QUERIES, 40):
         output = tmp_path / f"{row}.json"
         flags = ("--rerank", 0, "--top", 20, "--json", output)
         done = eve("search", index.database.folder, QUERIES[row], *flags)

@@ -16,24 +16,30 @@ def hits_by_name(index) -> dict:
     return {Path(hit.name).name: hit for hit in index.search("red", top=60)}
 
 
+def first_names(index) -> dict[str, str]:
+    """Return the first image of which each near-duplicate is one, by their names."""
+    firsts = {}
+    for name, hit in hits_by_name(index).items():
+        if hit.near is not None:
+            firsts[name] = Path(hit.near).name
+    return firsts
+
+
 def test_smaller_jpeg_is_a_near_duplicate_and_equal_bytes_are_one_image(model, tmp_path):
     images = []
     for seed in (1, 2):
         image = Image.fromarray(noise(seed, 6, 6))
         images.append(image.resize((400, 300), Image.Resampling.BICUBIC))
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    images[0].save(folder / "a.png")
-    images[1].save(folder / "b.png")
-    images[0].resize((200, 150)).save(folder / "c.jpg", quality=80)
-    images[0].save(folder / "d.png")
-    index = model.index(folder, tmp_path / "index")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    images[0].save(photos / "a.png")
+    images[1].save(photos / "b.png")
+    images[0].resize((200, 150)).save(photos / "c.jpg", quality=80)
+    images[0].save(photos / "d.png")
+    index = model.index(photos, tmp_path / "index")
     assert index.counts() == {"images": 4, "distinct": 3, "near": 1, "captions": 0, "broken": 0}
-    hits = hits_by_name(index)
-    assert hits["c.jpg"].near == str(folder / "a.png")
-    assert hits["a.png"].near is None
-    assert hits["b.png"].near is None
-    assert hits["a.png"].images == (str(folder / "a.png"), str(folder / "d.png"))
+    assert first_names(index) == {"c.jpg": "a.png"}
+    assert hits_by_name(index)["a.png"].images == (str(photos / "a.png"), str(photos / "d.png"))
 
 
 def draw_disc(colour: str, hand: tuple[int, int]) -> Image.Image:
@@ -46,51 +52,47 @@ def draw_disc(colour: str, hand: tuple[int, int]) -> Image.Image:
 
 def test_saved_copies_are_near_duplicates_and_similar_drawings_are_not(model, tmp_path):
     """Discs that differ only in colour or in a hand are different."""
-    folder = tmp_path / "discs"
-    folder.mkdir()
-    hands = ((60, 20), (60, 100), (100, 60))
-    looks = itertools.product(("red", "blue", "black", "green"), hands)
-    discs = [draw_disc(colour, hand) for colour, hand in looks]
-    for number, disc in enumerate(discs):
-        path = str(folder / f"{number:02}")
-        disc.save(f"{path}.png")
-        disc.save(f"{path}-90.jpg", quality=90)
-        disc.save(f"{path}-60.jpg", quality=60)
-        disc.resize((80, 80), Image.Resampling.LANCZOS).save(f"{path}-small.png")
-        disc.resize((200, 180), Image.Resampling.BICUBIC).save(f"{path}-large.png")
-    index = model.index(folder, tmp_path / "index")
-    hits = hits_by_name(index)
-    assert len(hits) == 60
-    firsts = {name[:2]: hit.name for name, hit in hits.items() if hit.near is None}
-    assert sorted(firsts) == [f"{number:02}" for number in range(12)]
-    copies = {name: hit.near for name, hit in hits.items() if hit.near is not None}
-    assert len(copies) == index.counts()["near"] == 48
-    assert all(near == firsts[name[:2]] for name, near in copies.items())
+    discs = tmp_path / "discs"
+    discs.mkdir()
+    looks = itertools.product(("red", "blue", "black", "green"), ((60, 20), (60, 100), (100, 60)))
+    expected = {}
+    for number, (colour, hand) in enumerate(looks):
+        disc = draw_disc(colour, hand)
+        disc.save(discs / f"{number:02}-1.png")
+        disc.save(discs / f"{number:02}-2.jpg", quality=90)
+        disc.save(discs / f"{number:02}-3.jpg", quality=60)
+        disc.resize((80, 80), Image.Resampling.LANCZOS).save(discs / f"{number:02}-4.png")
+        disc.resize((200, 180), Image.Resampling.BICUBIC).save(discs / f"{number:02}-5.png")
+        for copy in ("2.jpg", "3.jpg", "4.png", "5.png"):
+            expected[f"{number:02}-{copy}"] = f"{number:02}-1.png"
+    index = model.index(discs, tmp_path / "index")
+    assert first_names(index) == expected
+    assert index.counts()["near"] == len(expected) == 48
 
-    for name in firsts.values():
-        Path(name).unlink()  # others become the first ones
+    for path in discs.glob("*-1.png"):
+        path.unlink()  # others become the first ones
     assert model.index((), tmp_path / "index").counts()["near"] == 36
-    discs[0].resize((90, 90)).save(folder / "00-new.png")  # takes a slot that is free
+    new = draw_disc("red", (60, 20)).resize((90, 90))
+    new.save(discs / "00-new.png")  # takes a slot that is free
     assert model.index((), tmp_path / "index").counts()["near"] == 37
-    assert model.index(folder, tmp_path / "again").counts()["near"] == 37
+    assert model.index(discs, tmp_path / "again").counts()["near"] == 37
 
 
 def test_pages_of_text_are_not_near_duplicates(model, tmp_path):
     """Although all are nearly one grey when small."""
     rng = np.random.default_rng(0)
-    folder = tmp_path / "pages"
-    folder.mkdir()
-    for number in range(20):
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    expected = {}
+    for number in range(10):
         page = np.full((200, 150), 255, np.uint8)
         for line in range(10, 190, 6):
             page[line : line + 3, 10 : rng.integers(40, 140) : 2] = 0
         image = Image.fromarray(page)
-        image.save(folder / f"{number:02}.png")
-        image.resize((300, 400)).save(folder / f"{number:02}-large.jpg", quality=90)
-    hits = hits_by_name(model.index(folder, tmp_path / "index"))
-    copies = {name: Path(hit.near).name for name, hit in hits.items() if hit.near is not None}
-    assert len(copies) == 20
-    assert all(name[:2] == near[:2] for name, near in copies.items())
+        image.save(pages / f"{number}.png")
+        image.resize((300, 400)).save(pages / f"{number}-large.jpg", quality=90)
+        expected[f"{number}.png"] = f"{number}-large.jpg"
+    assert first_names(model.index(pages, tmp_path / "index")) == expected
 
 
 def slow_near_duplicates(prints: np.ndarray) -> np.ndarray:

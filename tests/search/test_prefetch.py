@@ -47,7 +47,7 @@ def test_errors_are_raised_in_their_turn(threads):
         next(items)
 
 
-def test_ctrl_c_does_not_wait_for_queued_rows(model, photos, tmp_path, monkeypatch):
+def test_ctrl_c_does_not_wait_for_queued_rows(model, photos, folder, monkeypatch):
     read = []
 
     def read_image(image, where):
@@ -59,5 +59,5 @@ def test_ctrl_c_does_not_wait_for_queued_rows(model, photos, tmp_path, monkeypat
 
     monkeypatch.setattr(pending_images, "read_image", read_image)
     with pytest.raises(KeyboardInterrupt):
-        model.index(photos, tmp_path / "index")
+        model.index(photos, folder)
     assert len(read) <= THREADS + 1

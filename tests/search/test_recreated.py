@@ -27,9 +27,7 @@ def recreate(model: Eve, photos: Path, folder: Path) -> None:
     model.index(photos, folder)
 
 
-def test_recreated_index_is_not_searched_with_old_rows(model, photos, tmp_path):
-    model.index(photos, tmp_path / "index")
-    index = Index.open(tmp_path / "index", model)
+def test_recreated_index_is_not_searched_with_old_rows(model, index, photos, folder):
     image = photos / "new" / "09.png"
     (hit,) = index.search(image=image, top=1)
     calls = (
@@ -41,27 +39,25 @@ def test_recreated_index_is_not_searched_with_old_rows(model, photos, tmp_path):
     )
     for call in calls:
         call()
-    recreate(model, photos, tmp_path / "index")
+    recreate(model, photos, folder)
     for call in calls:
         with pytest.raises(DamagedError, match=REPLACED):
             call()
-    (hit_again,) = Index.open(tmp_path / "index", model).search(image=image, top=1)
+    (hit_again,) = Index.open(folder, model).search(image=image, top=1)
     assert hit_again.name == hit.name
     assert hit_again.score == pytest.approx(1, abs=2e-3)
-    shutil.rmtree(tmp_path / "index")
+    shutil.rmtree(folder)
     for call in calls:
         with pytest.raises(DamagedError, match=r"index\.sqlite: was deleted since it was opened"):
             call()
 
 
-def test_index_recreated_during_a_search_gives_no_hits(model, photos, tmp_path, monkeypatch):
-    model.index(photos, tmp_path / "index")
-    index = Index.open(tmp_path / "index", model)
+def test_index_recreated_during_a_search_gives_no_hits(model, index, photos, folder, monkeypatch):
     first = VectorFile.first
 
     def recreate_and_read(self, num):
         monkeypatch.undo()
-        recreate(model, photos, tmp_path / "index")
+        recreate(model, photos, folder)
         return first(self, num)
 
     monkeypatch.setattr(VectorFile, "first", recreate_and_read)
@@ -69,10 +65,11 @@ def test_index_recreated_during_a_search_gives_no_hits(model, photos, tmp_path, 
         index.search(TEXTS[0])
 
 
-def test_update_does_not_write_into_a_recreated_index(model, photos, tmp_path, monkeypatch):
-    folder = tmp_path / "index"
+def test_update_does_not_write_into_a_recreated_index(run, photos, folder, tmp_path, monkeypatch):
+    model = Eve.load(run)
+    other_model = Eve.load(run)
     snapshot = tmp_path / "snapshot"
-    other_model = Eve.load(model.run.folder)
+    model.index(photos / "old", folder)
     encode = model.task.image_features
 
     def recreate_and_encode(images):
@@ -91,16 +88,15 @@ def test_update_does_not_write_into_a_recreated_index(model, photos, tmp_path, m
     Index.open(folder, other_model)  # nor has it written a checksum
 
 
-def test_server_says_that_its_index_was_recreated(model, photos, tmp_path, caplog):
-    model.index(photos, tmp_path / "index")
-    with serving(model, index=Index.open(tmp_path / "index", model)) as client:
-        answer = client.post("/v1/search", json={"query": TEXTS[0], "top": 1})
-        image = answer.json()["hits"][0]["image"]
+def test_server_says_that_its_index_was_recreated(model, index, photos, folder, caplog):
+    query = {"query": TEXTS[0], "top": 1}
+    with serving(model, index=index) as client:
+        image = client.post("/v1/search", json=query).json()["hits"][0]["image"]
         assert client.get(image).status_code == 200
         assert client.get("/healthz").status_code == 200
-        recreate(model, photos, tmp_path / "index")
-        answers = [client.post("/v1/search", json={"query": TEXTS[0]})]
-        answers += [client.get(path) for path in ("/v1/runs", image, "/healthz")]
+        recreate(model, photos, folder)
+        answers = [client.get(path) for path in ("/v1/runs", image, "/healthz")]
+        answers.append(client.post("/v1/search", json=query))
         for answer in answers:
             assert answer.status_code == 503
             assert answer.json()["error"] == (
