@@ -18,7 +18,8 @@ def test_the_average_of_three_runs(eve, tmp_path: Path):
         randomize(run.task, seed=number, std=0.35)
         write_run(run, tmp_path / str(number))
     done = eve("average", "0", "1", "2", "--out", "mean")
-    assert done.returncode == 0 and "the average of 3 runs" in done.stdout
+    assert done.returncode == 0
+    assert "the average of 3 runs" in done.stdout
     average = Eve.load(tmp_path / "mean")
     for name, tensor in average.run.task.state_dict().items():
         first, second, third = (run.task.state_dict()[name] for run in runs)
@@ -35,5 +36,6 @@ def test_unlike_runs_have_no_average(eve, tmp_path: Path, task, model, field):
     write_run(tiny_run("retrieval"), tmp_path / "one")
     write_run(tiny_run(task, model=model), tmp_path / "two")
     done = eve("average", "one", "two", "--out", "mean")
-    assert done.returncode == 2 and f"two: differs from one in {field}" in done.stderr
+    assert done.returncode == 2
+    assert f"two: differs from one in {field}" in done.stderr
     assert not (tmp_path / "mean").exists()
