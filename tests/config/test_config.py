@@ -41,32 +41,19 @@ MISTAKES = [
         InputConfig(image_size=225),
         "image_size 225 is not divisible by patch_size 16 (nearest: 224)",
     ),
-    (
-        InputConfig(image_size=233),
-        "image_size 233 is not divisible by patch_size 16 (nearest: 240)",
-    ),
     (InputConfig(image_size=8), "image_size 8 is smaller than patch_size 16"),
     (InputConfig(image_size=16), "image_size 16 is a single patch (patch_size 16)"),
-    (InputConfig(patch_size=0), "patch_size 0 is not in [1, 65536]"),
     (
         InputConfig(padded_text_length=41),
         "padded_text_length 41 is not between 0 and text_length 40",
     ),
-    (
-        InputConfig(padded_text_length=-1),
-        "padded_text_length -1 is not between 0 and text_length 40",
-    ),
     (InputConfig(text_length=1), "text_length 1 is not in [2, 65536]"),
     (EveModelConfig(embed_dim=770), "embed_dim 770 is not divisible by num_heads 12"),
     (EveModelConfig(num_deep_blocks=13), "num_deep_blocks 13 is not between 0 and depth 12"),
-    (EveModelConfig(num_deep_blocks=-1), "num_deep_blocks -1 is not between 0 and depth 12"),
     (EveModelConfig(top_k=33), "top_k 33 is larger than num_experts 32"),
-    (EveModelConfig(top_k=0), "top_k 0 is not in [1, 65536]"),
     (EveModelConfig(mlp_ratio=float("inf")), "mlp_ratio inf is not in (0, 65536]"),
     (EveModelConfig(init_std=float("nan")), "init_std nan is not in (0, inf)"),
     (EveModelConfig(drop_path=1.0), "drop_path 1.0 is not in [0, 1)"),
-    (EveModelConfig(dropout=-0.1), "dropout -0.1 is not in [0, 1)"),
-    (EveModelConfig(embed_dim=0), "embed_dim 0 is not in [1, 65536]"),
     (
         EveModelConfig(shallow_ffn="none"),  # pyright: ignore[reportArgumentType]
         "shallow_ffn 'none' is not one of shared, modality, modality_vl, moe",
@@ -79,11 +66,8 @@ MISTAKES = [
         EveModelConfig(top_k=1, routing="reference"),
         "top_k 1, but routing reference is always top 2",
     ),
-    (EveModelConfig(balance_weight=-1.0), "balance_weight -1.0 is not in [0, inf)"),
     (MaskedSignalConfig(image_mask_ratio=1.0), "image_mask_ratio 1.0 is not in (0, 1)"),
-    (MaskedSignalConfig(text_mask_ratio=0.0), "text_mask_ratio 0.0 is not in (0, 1)"),
     (MaskedSignalConfig(mask_replace_prob=1.1), "mask_replace_prob 1.1 is not in [0, 1]"),
-    (MaskedSignalConfig(mim_weight=-1.0), "mim_weight -1.0 is not in [0, inf)"),
     (
         MaskedSignalConfig(mim_weight=0.0, joint_masking=True),
         "joint_masking needs both mim_weight and mlm_weight above 0",
@@ -96,7 +80,6 @@ MISTAKES = [
         MaskedSignalConfig(mim_weight=0.0, mlm_weight=0.0),
         "mim_weight and mlm_weight are both 0: nothing to learn",
     ),
-    (ContrastMatchConfig(itc_weight=-1.0), "itc_weight -1.0 is not in [0, inf)"),
     (
         ContrastMatchConfig(itc_weight=0.0),
         "itm_negatives local are sampled by contrastive similarity, but itc_weight is 0: set it "
@@ -115,13 +98,6 @@ MISTAKES = [
         "memory_batches keeps no labels, which itc_targets semantic needs: set memory_batches to 0",
     ),
     (ContrastMatchConfig(svd_weight=float("nan")), "svd_weight nan is not in (-inf, inf)"),
-    (ContrastMatchConfig(itm_weight=-1.0), "itm_weight -1.0 is not in [0, inf)"),
-    (ContrastMatchConfig(projection_dim=-1), "projection_dim -1 is not in [0, 65536]"),
-    (
-        ContrastMatchConfig(decoder_dim=100),
-        "decoder_dim 100 is not divisible by 4 × decoder_num_heads",
-    ),
-    (RetrievalConfig(itc_weight=-1.0), "itc_weight -1.0 is not in [0, inf)"),
     (
         RetrievalConfig(itm_weight=0.0),
         "rerank 128 needs the matching head, but itm_weight is 0: set it to 0 too",
@@ -134,8 +110,6 @@ MISTAKES = [
         RetrievalConfig(rerank=1),
         "rerank 1 changes nothing, since one candidate has no order: give 0, or more than 1",
     ),
-    (RetrievalConfig(memory_batches=-1), "memory_batches -1 is not in [0, inf)"),
-    (RetrievalConfig(captions_per_image=-1), "captions_per_image -1 is not in [0, inf)"),
     (VQAConfig(min_answer_count=0), "min_answer_count 0 is not in [1, inf)"),
     (DataConfig(train=()), "train and val must each name a source"),
     (DataConfig(train_weights=(1.0, 2.0)), "train_weights has 2 values for 1 train sources"),
@@ -144,32 +118,19 @@ MISTAKES = [
         DataConfig(crop_scale=(0.9, 0.5)),
         "crop_scale (0.9, 0.5) is not within (0, 1], smaller first",
     ),
-    (
-        DataConfig(crop_scale=(0.0, 1.0)),
-        "crop_scale (0.0, 1.0) is not within (0, 1], smaller first",
-    ),
-    (DataConfig(num_workers=-1), "num_workers -1 is not in [0, inf)"),
-    (DataConfig(max_invalid_fraction=1.5), "max_invalid_fraction 1.5 is not in [0, 1]"),
     (DataConfig(val_fraction=0.0), "val_fraction 0.0 is not in"),
     (DataConfig(val_fraction=0.6), "val_fraction 0.6 is not in"),
-    (DataConfig(val_samples=0), "val_samples 0 is not in [1, inf)"),
     (TokenizerConfig(vocab_size=100), "vocab_size 100 is not in [261, 64000]"),
-    (TokenizerConfig(vocab_size=70_000), "vocab_size 70000 is not in [261, 64000]"),
     (
         TrainConfig(batch_size=10, accumulation=3),
         "batch_size 10 is not divisible by accumulation 3",
     ),
-    (TrainConfig(warmup=1.0), "warmup 1.0 is not in [0, 1)"),
     (TrainConfig(betas=(0.9, 1.0)), "betas (0.9, 1.0) is not in [0, 1)"),
-    (TrainConfig(steps=0), "steps 0 is not in [1, inf)"),
-    (TrainConfig(head_lr_multiplier=0.0), "head_lr_multiplier 0.0 is not in (0, inf)"),
     (
         TrainConfig(lr_multipliers=(("a", 1.0), ("b", 0.0))),
         "lr_multipliers: the factor of 'b' must be above 0, got 0.0",
     ),
     (TrainConfig(lr=-1e-4), "lr -0.0001 is not in (0, inf)"),
-    (TrainConfig(clip_norm=-1.0), "clip_norm -1.0 is not in [0, inf)"),
-    (TrainConfig(seed=-1), "seed -1 is not in [0, inf)"),
 ]
 TASK_OF = {
     "icons_search": "retrieval",
@@ -205,25 +166,20 @@ def test_each_mistake_is_named_as_it_is_typed(section, message):
     assert str(caught.value).startswith(f"{SECTIONS[type(section)]}.{message}")
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_mistakes_are_reported_at_once():
     with pytest.raises(UserError) as caught:
         Config(
             recipe="x",
             out=Path("x"),
             input=InputConfig(image_size=225, padded_text_length=50),
-            model=EveModelConfig(embed_dim=770, top_k=40, drop_path=2.0, balance_weight=-1.0),
-            task=MaskedSignalConfig(image_mask_ratio=1.0, text_mask_ratio=0.0),
-            data=DataConfig(num_workers=-1, max_invalid_fraction=2.0),
+            model=EveModelConfig(drop_path=2.0, balance_weight=-1.0),
+            task=MaskedSignalConfig(image_mask_ratio=1.0),
             tokenizer=TokenizerConfig(vocab_size=1),
-            train=TrainConfig(warmup=1.0, seed=-1, betas=(2.0, 0.9)),
+            train=TrainConfig(warmup=1.0),
         )
-    problems = str(caught.value).split("; ")
-    assert len(problems) == 12
-    starts = (
-        ["input"] * 2 + ["model"] * 2 + ["task"] * 2 + ["data"] * 2 + ["tokenizer"] + ["train"] * 3
-    )
-    assert [problem.partition(".")[0] for problem in problems] == starts
     assert "\n" not in str(caught.value)
+    sections = [problem.partition(".")[0] for problem in str(caught.value).split("; ")]
+    assert sections == ["input", "input", "model", "model", "task", "tokenizer", "train"]
 
 
 def test_every_field_is_documented_and_frozen():
@@ -345,29 +301,30 @@ def test_options_of_a_start_are_accepted_with_one():
     small_config(**START, scratch=True, train=TrainConfig(head_lr_multiplier=2.0))
 
 
-def test_a_file_names_its_task():
-    values = to_dict(get_finetune_recipe("scenes_vqa", get_recipe("tiny")))
-    values["task"]["name"] = "vqaa"
-    with pytest.raises(
-        UserError, match=r"^run/config\.json: no task 'vqaa'; did you mean 'vqa'\?$"
-    ):
-        from_dict(Config, values, "run/config.json")
-    values["task"] = to_dict(MaskedSignalConfig()) | {"name": "retrieval"}
-    with pytest.raises(UserError, match=r"^run/config\.json: unknown key 'image_mask_ratio'"):
-        from_dict(Config, values, "run/config.json")
-    values["task"] = ["vqa"]
-    with pytest.raises(
-        UserError, match=r"^run/config\.json: task \['vqa'\]: JSON list, expected an object$"
-    ):
-        from_dict(Config, values, "run/config.json")
-    values["task"] = {}
-    with pytest.raises(UserError, match=r"^run/config\.json: no task 'None'; choose from "):
-        from_dict(Config, values, "run/config.json")
+@pytest.mark.parametrize(
+    ("section", "content", "message"),
+    [
+        ("task", {"name": "vqaa"}, r"no task 'vqaa'; did you mean 'vqa'\?$"),
+        ("task", {"name": "vqa", "rerank": 1}, r"unknown key 'rerank'"),
+        ("task", ["vqa"], r"task \['vqa'\]: JSON list, expected an object$"),
+        ("task", {}, r"no task 'None'; choose from "),
+        ("model", {"name": "evee"}, r"no model 'evee'; did you mean 'eve'\?$"),
+        ("input", {"image_sizes": 8}, r"unknown key 'image_sizes'; did you mean 'image_size'\?$"),
+        ("train", {"steps": 0}, r"train\.steps 0 is not in \[1, inf\)$"),
+    ],
+)
+def test_a_section_that_is_not_understood_is_named(section, content, message):
     values = to_dict(get_recipe("tiny"))
-    values["model"]["name"] = "evee"
-    with pytest.raises(
-        UserError, match=r"^run/config\.json: no model 'evee'; did you mean 'eve'\?$"
-    ):
+    values[section] = content
+    with pytest.raises(UserError, match=rf"^(run/config\.json: )?{message}"):
+        from_dict(Config, values, "run/config.json")
+
+
+def test_a_missing_key_is_named():
+    values = to_dict(get_recipe("tiny"))
+    del values["out"]
+    message = r"^run/config\.json: key 'out' is missing from section Config$"
+    with pytest.raises(UserError, match=message):
         from_dict(Config, values, "run/config.json")
 
 
@@ -392,21 +349,6 @@ def test_values_of_every_kind_come_back():
     assert isinstance(again.train.betas, tuple)
 
 
-def test_unknown_and_missing_keys_are_refused_with_the_nearest_name():
-    values = to_dict(get_recipe("tiny"))
-    values["model"]["embed_dimm"] = values["model"].pop("embed_dim")
-    with pytest.raises(
-        UserError, match=r"^run/config\.json: unknown key 'embed_dimm'; did you mean 'embed_dim'\?$"
-    ):
-        from_dict(Config, values, "run/config.json")
-    values = to_dict(get_recipe("tiny"))
-    del values["out"]
-    with pytest.raises(
-        UserError, match=r"^run/config\.json: key 'out' is missing from section Config$"
-    ):
-        from_dict(Config, values, "run/config.json")
-
-
 def test_what_an_older_version_did_not_write_takes_its_default():
     values = to_dict(get_recipe("tiny"))
     del values["model"]["routing"]
@@ -417,13 +359,6 @@ def test_what_an_older_version_did_not_write_takes_its_default():
     assert config.input.padded_text_length == 0
     assert config.model.routing == EveModelConfig.routing
     assert config.train.clip_norm == TrainConfig.clip_norm
-
-
-def test_wrong_values_in_a_file_are_found_like_those_of_flags():
-    values = to_dict(get_recipe("tiny"))
-    values["model"]["top_k"] = 99
-    with pytest.raises(UserError, match=r"model\.top_k 99 is larger than num_experts 4"):
-        from_dict(Config, values, "run/config.json")
 
 
 def test_nearest_names():

@@ -88,7 +88,7 @@ def slow_encode(
             normed_ND = F.layer_norm(x_ND, (D,), block.norm1.weight, block.norm1.bias, 1e-6)
             branch_ND = torch_attention(block.attn, normed_ND, bias_HNN)
             x_ND = x_ND + block.scale1 * branch_ND
-            x_ND = x_ND + block.scale2 * _slow_ffn_part(block, x_ND, is_text, is_pair)
+            x_ND = x_ND + block.scale2 * slow_ffn_part(block, x_ND, is_text, is_pair)
         outputs[b, is_real_N] = torch.stack([slow_norm(model.norm, row_D) for row_D in x_ND])
     return outputs
 
@@ -116,7 +116,7 @@ def torch_attention(attention: Attention, x_ND: Tensor, bias_HNN: Tensor | None)
     return out_N1D[:, 0]
 
 
-def _slow_ffn_part(block: Block, x_ND: Tensor, is_text: Tensor, is_pair: bool) -> Tensor:
+def slow_ffn_part(block: Block, x_ND: Tensor, is_text: Tensor, is_pair: bool) -> Tensor:
     """The second branch of a block, row by row, norms included."""
     ffn = block.ffn
     rows = []

@@ -4,7 +4,7 @@ import typing
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eve_vl.config.model import FFNPolicy
 from eve_vl.model.block import Block
@@ -12,8 +12,8 @@ from eve_vl.model.encoder import Encoder
 from eve_vl.model.feed_forward import FeedForward, ModalityFeedForward, PairFeedForward
 from eve_vl.model.moe import MoE
 from eve_vl.model.reference_moe import ReferenceMoE
-from helpers.tiny_encoder import SIZES, VOCAB, model_config, slow_norm
-from helpers.twins import in_rows, randomize, slow_ffn, slow_moe
+from helpers.tiny_encoder import SIZES, VOCAB, model_config, slow_ffn_part
+from helpers.twins import in_rows, randomize
 
 B = 2
 N = 7
@@ -74,55 +74,21 @@ def test_routing_decides_which_experts_are_built(routing, kind, drops):
     assert type(Block(config, "moe").ffn) is MoE
 
 
-def slow_branch(block: Block, x_D: Tensor, *, is_text: bool) -> Tensor:
-    """Compute the feed-forward part of a block for one token of a pair."""
-    ffn = block.ffn
-    if isinstance(ffn, PairFeedForward):
-        return slow_ffn(slow_norm(ffn.norm_vl, x_D), *ffn.vl.parameters())
-    if isinstance(ffn, ModalityFeedForward):
-        norm = ffn.norm_image
-        network = ffn.image
-        if is_text:
-            norm = ffn.norm_text
-            network = ffn.text
-        return slow_ffn(slow_norm(norm, x_D), *network.parameters())
-    normed_D = slow_norm(block.norm2, x_D)
-    if isinstance(ffn, MoE):
-        output_11D, _ = slow_moe(ffn, normed_D[None, None], torch.tensor([[is_text]]), None)
-        return output_11D[0, 0]
-    return slow_ffn(normed_D, *ffn.parameters())
-
-
+@pytest.mark.parametrize("num_image", [0, 4, N], ids=["text", "pair", "image"])
 @pytest.mark.parametrize("policy", typing.get_args(FFNPolicy))
 @torch.no_grad()
-def test_a_block_adds_the_output_of_its_policy_to_each_token(policy):
+def test_a_block_adds_the_output_of_its_policy_to_each_token(policy, num_image):
     block = Block(model_config(), policy, sizes=SIZES)
     randomize(block, 2, std=0.4)
     nn.init.zeros_(block.scale1)  # no attention
-    num_image = 4
     x_BND = torch.randn(B, N, D)
     x_SD, rows = in_rows(x_BND, num_image, num_heads=2)
     y_SD, stats = block(x_SD, rows)
     assert (stats is not None) == (policy == "moe")
 
-    expected_BND = x_BND.clone()
-    for b in range(B):
-        for n in range(N):
-            branch_D = slow_branch(block, x_BND[b, n], is_text=n >= num_image)
-            expected_BND[b, n] += block.scale2 * branch_D
-    torch.testing.assert_close(rows.unpack(y_SD), expected_BND, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("num_image", [0, N], ids=["text", "image"])
-@pytest.mark.parametrize("policy", ["modality", "modality_vl"])
-@torch.no_grad()
-def test_a_pass_of_one_modality_takes_its_network(policy, num_image):
-    kind = {"modality": ModalityFeedForward, "modality_vl": PairFeedForward}[policy]
-    ffn = kind(D, 32)
-    randomize(ffn, 4)
-    x_BND = torch.randn(B, N, D)
-    x_SD, rows = in_rows(x_BND, num_image)
-    norm, network = (ffn.norm_image, ffn.image) if num_image else (ffn.norm_text, ffn.text)
-    for x_D, y_D in zip(x_SD, ffn(x_SD, rows), strict=True):
-        expected = slow_ffn(slow_norm(norm, x_D), *network.parameters())
-        torch.testing.assert_close(y_D, expected, rtol=1e-4, atol=1e-4)
+    is_text = torch.arange(N) >= num_image
+    is_pair = 0 < num_image < N
+    for x_ND, y_ND in zip(x_BND, rows.unpack(y_SD), strict=True):
+        branch_ND = slow_ffn_part(block, x_ND, is_text, is_pair)
+        expected_ND = x_ND + block.scale2 * branch_ND
+        torch.testing.assert_close(y_ND, expected_ND, rtol=1e-4, atol=1e-4)
