@@ -2,7 +2,6 @@
 
 import json
 import math
-import pickle
 from pathlib import Path
 
 import pytest
@@ -81,16 +80,15 @@ def test_pickles_are_refused(tmp_path):
     for load in (hf.EveModel.from_pretrained, AutoModel.from_pretrained):
         with pytest.raises(OSError, match=r"no file named model\.safetensors"):
             load(hub)
-    for content in (pickled.read_bytes(), pickle.dumps(Evil(proof))):
-        weights.write_bytes(content)
-        with pytest.raises(Exception, match=r"(?i)header|safetensor"):
-            hf.EveModel.from_pretrained(hub)
+    weights.write_bytes(pickled.read_bytes())
+    with pytest.raises(Exception, match=r"(?i)header|safetensor"):
+        hf.EveModel.from_pretrained(hub)
     assert not proof.exists()
 
 
 def test_weights_stay_float32(tmp_path):
     hub = save_model("vqa", tmp_path)
-    hf.EveModel.from_pretrained(hub, dtype="auto")
+    assert hf.EveModel.from_pretrained(hub, dtype="auto").dtype == torch.float32
     with pytest.raises(UserError, match="the weights stay float32"):
         hf.EveModel.from_pretrained(hub, dtype=torch.bfloat16)
 
