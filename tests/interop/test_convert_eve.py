@@ -19,13 +19,11 @@ from eve_vl.interop.foreign_weights import read_tensors
 from eve_vl.interop.weight_table import convert_tensor, resolve
 from eve_vl.run.loading import build_task, build_untrained, load_run
 from eve_vl.run.writing import write_run
-from eve_vl.tasks.headless.config import HeadlessConfig
 from eve_vl.tasks.nlvr2.config import NLVR2Config
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Sizes
 from eve_vl.tasks.vqa.config import VQAConfig
 from helpers.complaints import complaint
-from helpers.first_block import first_block
 from helpers.published import GOLDEN, tiny_published
 from helpers.twins import tiny_config, tiny_tokenizer
 
@@ -330,18 +328,3 @@ def test_the_key_table_covers_every_key(name, size):
     assert sorted(sources) == sorted(tensors)  # each once
     back = to_published(converted, table, sizes)
     assert {key: list(tensor.shape) for key, tensor in back.items()} == shapes
-
-
-@pytest.mark.parametrize("routing", ["dropless", "reference", "reference-dropless"])
-@pytest.mark.parametrize("modality_routing", [True, False])
-@pytest.mark.parametrize("policy", ["modality", "modality_vl", "moe"])
-def test_each_tensor_of_a_block_has_a_published_name(policy, modality_routing, routing):
-    config, state = first_block(policy, modality_routing=modality_routing, routing=routing)
-    table = resolve(key_table(config, HeadlessConfig()), state)
-    assert table.keys() == state.keys()
-    names = [name for computed in table.values() for name in computed.sources]
-    assert len(names) == len(set(names))
-    for name, computed in table.items():
-        # experts, and the embeddings of the two modalities, are stacked
-        is_stack = "expert" in name or "modality" in name
-        assert len(computed.sources) == (len(state[name]) if is_stack else 1), name

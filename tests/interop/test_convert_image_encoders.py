@@ -10,12 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eve_vl.interop import image_encoders
-from eve_vl.interop.convert_args import ConvertArgs
-from eve_vl.interop.weight_table import resolve
 from eve_vl.run.loading import load_run
 from helpers.complaints import complaint
-from helpers.first_block import first_block
 from helpers.published import timm_model, tiny_published, transformers_model
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -25,28 +21,6 @@ EXPERTS = ("--num-deep-blocks", 1, "--num-experts", 4)
 VLMO = ("--architecture", "vlmo")
 BLOCK = "backbone.encoder.layers"
 RELATIVE = "beit with relative positions"
-
-
-@pytest.mark.parametrize("policy", ["shared", "modality", "modality_vl", "moe"])
-@pytest.mark.parametrize("copies", ["all", "text", "none"])
-def test_copies_are_all_tensors_that_an_image_encoder_has(policy, copies):
-    config, state = first_block(policy)
-    args = ConvertArgs(source=Path("image.pth"), target=Path("run"), copy=copies)
-    table = resolve(image_encoders.key_table({}, config, args), state)
-    uncopied = ["router"]  # image encoders have none
-    if copies != "all":
-        uncopied += [".experts", "vl"]
-    if copies == "none":
-        uncopied.append("text")
-    assert table.keys() == {name for name in state if not any(part in name for part in uncopied)}
-    _, shared = first_block("shared")
-    shapes = {name.replace("ffn.", "mlp."): tensor.shape for name, tensor in shared.items()}
-    for name, computed in table.items():
-        (source,) = computed.sources
-        shape = state[name].shape
-        if "experts" in name:
-            shape = shape[1:]
-        assert shape == shapes[f"encoder.{source}"], name
 
 
 @pytest.mark.parametrize(

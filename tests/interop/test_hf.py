@@ -262,21 +262,6 @@ def test_the_encoder_without_heads(hub):
         model(**inputs, labels=torch.zeros(5))
 
 
-@kinds("masked", "vqa", "retrieval")
-@torch.no_grad()
-def test_no_attention_mask_means_no_padding(hub):
-    model = hub.model
-    inputs = {}
-    for name, values in inputs_of(hub.task, hub.batch()).items():
-        inputs[name] = values[:1]
-    length = int(inputs.pop("attention_mask").sum())
-    inputs["input_ids"] = inputs["input_ids"][:, :length]
-    with_mask = model(**inputs, attention_mask=torch.ones(1, length).long())
-    without = model(**inputs)
-    for name, value in without.items():
-        assert torch.equal(with_mask[name], value), name
-
-
 @kinds("masked", "nlvr2", "retrieval", "retrieval_itc")
 @torch.no_grad()
 def test_features_are_those_of_eve(hub):

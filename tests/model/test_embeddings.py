@@ -18,14 +18,6 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def test_projection_of_patches_equals_a_strided_convolution():
-    projection = cast(nn.Linear, encoder().image.proj)
-    images = pixels(2)
-    weight = projection.weight.view(16, 3, 4, 4)
-    expected = F.conv2d(images, weight, projection.bias, stride=4).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(projection(patchify(images, 4)), expected)
-
-
 def test_image_embedding_adds_cls_positions_and_type():
     embedding = encoder().image
     images = pixels(2)

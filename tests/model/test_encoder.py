@@ -6,8 +6,6 @@ import torch
 from eve_vl.model.tokens import join
 from helpers.tiny_encoder import encoder, inputs_of, pixels, slow_encode, text_batch
 
-NUM_IMAGE = 17  # [CLS] and 16 patches
-
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

@@ -6,9 +6,7 @@ Letters: B batch, N all tokens, S rows, H heads, d width of a head, D width.
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from eve_vl.model.attention import Attention
 from eve_vl.model.packing import PackedTokens
 from eve_vl.model.tokens import Tokens
 
@@ -20,19 +18,6 @@ D = 8
 IMAGE = N
 TEXT = 0
 PAIR = 2
-
-
-class Gathers(TorchDispatchMode):
-    """Counts gathers by index."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket == torch.ops.aten.index_select:
-            self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 def layout(num_image: int, lengths: list[int] | None = None) -> tuple[Tensor, PackedTokens]:
@@ -61,13 +46,3 @@ def test_heads_are_split_and_joined_as_in_a_loop_over_tokens(num_image, lengths,
                 expected_Hd = x_BND[b, n].view(H, D // H) + 1000 * kind
                 assert torch.equal(split[kind, b, :, n], expected_Hd)
     assert torch.equal(rows.join_heads(split[0]), x_SD)
-
-
-def test_one_modality_without_padding_attends_without_a_gather():
-    attention = Attention(D, H)
-    for num_image, num_gathers in ((IMAGE, 0), (TEXT, 0), (PAIR, 2)):
-        x_BND, rows = layout(num_image)
-        x_SD = rows.pack(x_BND)
-        with Gathers() as gathers:
-            attention.forward_packed(x_SD, rows)
-        assert gathers.count == num_gathers

@@ -164,19 +164,6 @@ def test_gumbel_noise_has_the_moments_and_quantiles_of_its_distribution(monkeypa
     assert quantiles.tolist() == sorted(quantiles.tolist())
 
 
-def test_autocast_reaches_the_experts_but_not_the_router():
-    moe = reference(drops=True)
-    moe.noise = torch.zeros_like
-    expert_types = []
-    moe.experts.register_forward_pre_hook(lambda _, args: expert_types.append(args[0].dtype))
-    x_SD, rows = in_rows(random_tokens()[0].bfloat16().float(), NUM_IMAGE)
-    with torch.autocast("cpu", torch.bfloat16):
-        _, stats = moe(x_SD, rows)
-    assert expert_types == [torch.bfloat16]
-    assert stats.dtype == torch.float32
-    torch.testing.assert_close(stats, moe(x_SD, rows)[1])
-
-
 @pytest.mark.parametrize("drops", [True, False])
 def test_new_tensors_are_on_the_device_of_the_inputs(drops):
     """The default device is another one here, and tensors of two devices do not mix."""

@@ -18,19 +18,21 @@ from eve_vl.utils import console
 from helpers import shortcuts
 
 
-def test_only_the_first_of_several_processes_prints(monkeypatch, capsys):
+def test_only_the_first_of_several_processes_prints_and_warns(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         console.print_line(f"[bold]rank {rank}")
-    assert capsys.readouterr().out == "[bold]rank 0\n"
-
-
-def test_rank_without_torchrun_silences_nothing(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
-    console.print_line("alone")
-    assert capsys.readouterr().out == "alone\n"
+        console.warn(f"warning of rank {rank}")
+        console.print_error(f"rank {rank} failed")
+    out, err = capsys.readouterr()
+    assert out == "[bold]rank 0\n"
+    assert err.splitlines() == [
+        "eve: warning of rank 0",
+        "eve: rank 0 failed",
+        "eve: rank 1 failed",
+    ]
 
 
 HOSTILE = "cat\x1b]0;title\x07\nSECOND LINE: all is well\r\u202etxt\u2028\x9b1A\udcff"
@@ -152,7 +154,6 @@ main(sys.argv[1:])
             "pretrain tiny --out x",
             "eve pretrain tiny: trains on scenes:train, validates on scenes:val, writes to x\n",
         ),
-        ("pretrain demo --init a", "eve pretrain demo: starts from a\n"),
         ("finetune demo_vqa --init a --out x", "eve finetune demo_vqa: starts from a\n"),
     ],
 )
@@ -199,12 +200,3 @@ def test_lines_of_a_run(eve_fork):
     assert len(lines) == len(expected), stdout
     for line, pattern in zip(lines, expected, strict=True):
         assert re.fullmatch(pattern, line), line
-
-
-def test_only_the_first_of_several_processes_warns(monkeypatch, capsys):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    console.warn("once is enough")
-    console.print_error("this process failed")
-    assert capsys.readouterr().err == "eve: this process failed\n"
