@@ -320,7 +320,7 @@ def test_the_key_table_covers_every_key(name, size):
     table = resolve(key_table(model, section), state)
     assert table.keys() == state.keys()
     converted = {}
-    sources = list(eve_checkpoints.BUFFERS)
+    sources: list[str] = list(eve_checkpoints.BUFFERS)
     for key, computed in table.items():
         sources += computed.sources
         converted[key] = convert_tensor(key, computed, tensors, state[key], name)

@@ -214,7 +214,7 @@ def quantized(tensor: Tensor) -> Tensor:
     [
         (Tensor.long, "of whole numbers, "),
         (Tensor.double, "is float64, expected dense numbers"),
-        (Tensor.cfloat, "is complex64, expected dense numbers"),
+        (lambda tensor: tensor.cfloat(), "is complex64, expected dense numbers"),
         (lambda tensor: tensor.to(torch.float8_e4m3fn), "is float8_e4m3fn, expected dense"),
         (quantized, "is qint8, expected dense numbers"),
         (Tensor.to_sparse, "is sparse_coo, expected dense numbers"),

@@ -32,13 +32,13 @@ from eve_vl.predict.inputs import Inputs
 from eve_vl.predict.user_images import user_images
 from eve_vl.run import writing
 from eve_vl.run.loading import build_task, load_run
-from eve_vl.systems.medical.m3ae.config import M3aeModelConfig
 from eve_vl.systems.mlim.pair.config import PairConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.heads import Graph, Heads
 from eve_vl.tasks.task import Task
 from eve_vl.utils.errors import UserError
 from helpers.tiny_runs import ANSWERS, TEXTS, assert_close, noise, pixels, tiny_run, write_run
+from helpers.tiny_towers import tiny_towers
 from helpers.twins import in_rows, random_moe, randomize, slow_moe, tiny_config, tiny_tokenizer
 from helpers.vlmo import tiny_vlmo
 
@@ -123,6 +123,7 @@ def test_answers_are_those_of_the_task(tmp_path):
     write_run(tiny_run("vqa", model=model), tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "onnx", ("answerer",))
     exported = ExportedRun(tmp_path)
+    task: Any = exported.eve.task
     eve = exported.eve
     inputs = Inputs(eve.run.config.input, eve.tokenizer, torch.device("cpu"))
     for numbers in BATCHES:
@@ -131,7 +132,7 @@ def test_answers_are_those_of_the_task(tmp_path):
         text_inputs = exported.text_inputs(texts)
         logits = exported.compute("answerer", pixels=stacked(images), **text_inputs)
         batch = inputs.pairs(user_images(images), texts)
-        assert_close(logits, eve.task.predict(batch)[0])
+        assert_close(logits, task.predict(batch)[0])
     assert json.loads((exported.folder / "answers.json").read_text()) == list(ANSWERS)
 
 
@@ -141,12 +142,9 @@ def test_co_attention_and_two_passes_with_relative_positions_are_exported(tmp_pa
     Rows of texts only are the hardest for co-attention: their number is a product of two sizes that
     are both free. Pairs of items pass the encoder twice.
     """
-    sizes = {"embed_dim": 16, "num_heads": 2, "mlp_ratio": 2.0}
-    depths = {"image_depth": 1, "text_depth": 1, "fusion_depth": 1, "pixel_layer": 1}
-    towers = M3aeModelConfig(**sizes, **depths, init_std=0.3)
     matching = ContrastMatchConfig(itc_weight=0.0, itm_negatives="random_half")
+    config = tiny_towers(matching, image_depth=1, fusion_depth=1, init_std=0.3)
     run = tiny_run("", task=matching)
-    config = replace(run.config, model=towers)
     task = build_task(config, run.tokenizer).eval()
     write_run(replace(run, config=config, task=task), tmp_path / "towers")
     vlmo = tiny_vlmo(depth=1, num_deep_blocks=1)
