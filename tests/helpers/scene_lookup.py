@@ -8,6 +8,8 @@ from eve_vl.synthetic.scenes.world import HELD_OUT, Scene, Shape
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 STEPS = {"above": (-0.25, 0), "below": (0.25, 0), "left of": (0, -0.25), "right of": (0, 0.25)}
 """Distance to the next cell of a hard scene, down and to the right."""
+ROW_WORDS = ("top", "", "bottom")
+COLUMN_WORDS = ("left", "", "right")
 
 
 class Sentences:
@@ -34,14 +36,17 @@ class Sentences:
 
 def singular(text: str) -> str:
     """Return a text with its nouns in the singular."""
-    return re.sub(
-        r"\b(crosse|(?!cros)\w+)s\b", lambda noun: noun[1].replace("crosse", "cross"), text
-    )
+    text = re.sub(r"\bcrosses\b", "cross", text)
+    return re.sub(r"\b(?!cross\b)(\w+)s\b", r"\1", text)
 
 
 def size_of(scene: Scene, shape: Shape) -> str:
     smallest_big = 0.19 if scene.world.is_hard else 0.29
     return "big" if shape.extent > smallest_big else "small"
+
+
+def look_of(scene: Scene, shape: Shape) -> str:
+    return f"{size_of(scene, shape)} {shape.color} {shape.kind}"
 
 
 def cell_of(shape: Shape, num_lines: int) -> tuple[int, int]:
@@ -52,7 +57,7 @@ def cell_of(shape: Shape, num_lines: int) -> tuple[int, int]:
 def place_of(shape: Shape) -> str:
     """Return the place in an easy scene: "top left", "top", "middle"."""
     row, column = cell_of(shape, 3)
-    words = f"{('top', '', 'bottom')[row]} {('left', '', 'right')[column]}".strip()
+    words = f"{ROW_WORDS[row]} {COLUMN_WORDS[column]}".strip()
     return words or "middle"
 
 
@@ -67,7 +72,11 @@ def is_next_to(shape: Shape, side: str, neighbor: Shape) -> bool:
 def find_shapes(scene: Scene, description: str) -> list[Shape]:
     """Return the shapes that "big red circle(s)", "star" or "red shape(s)" describes."""
     words = set(singular(description).split()) - {"shape"}
-    return [s for s in scene.shapes if words <= {size_of(scene, s), s.color, s.kind}]
+    shapes = []
+    for shape in scene.shapes:
+        if words <= set(look_of(scene, shape).split()):
+            shapes.append(shape)
+    return shapes
 
 
 def the_shape(scene: Scene, description: str) -> Shape:
@@ -77,8 +86,7 @@ def the_shape(scene: Scene, description: str) -> Shape:
 
 
 def shows_held_out_pair(scene: Scene) -> bool:
-    pairs = {(shape.kind, shape.color) for shape in scene.shapes}
-    return not pairs.isdisjoint(HELD_OUT)
+    return any((shape.kind, shape.color) in HELD_OUT for shape in scene.shapes)
 
 
 def names_held_out_pair(text: str) -> bool:

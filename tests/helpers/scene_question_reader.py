@@ -21,91 +21,92 @@ def answer_of(scene: Scene, question: str) -> str:
     return QUESTIONS.read(question, scene)
 
 
-def _yes_or_no(is_so: bool) -> str:
+def yes_or_no(is_so: bool) -> str:
     return "yes" if is_so else "no"
 
 
-def _place_in_words(scene: Scene, shape: Shape) -> str:
+def described_shape(scene: Scene, description: str) -> Shape:
+    """Return the shape of "shape at top left", "shape directly above the star" or "red star"."""
+    relation = re.fullmatch(r"shape directly (\w+(?: of)?) the (.+)", description)
+    if description.startswith("shape at "):
+        place = description.removeprefix("shape at ")
+        shapes = [shape for shape in scene.shapes if place_in_words(scene, shape) == place]
+    elif relation:
+        neighbor = the_shape(scene, relation[2])
+        shapes = [shape for shape in scene.shapes if is_next_to(shape, relation[1], neighbor)]
+    else:
+        shapes = find_shapes(scene, description)
+    (shape,) = shapes
+    return shape
+
+
+def place_in_words(scene: Scene, shape: Shape) -> str:
     if not scene.world.is_hard:
         return place_of(shape)
     row, column = cell_of(shape, 4)
     return f"row {NUMBERS[row + 1]} column {NUMBERS[column + 1]}"
 
 
-def _described_shape(scene: Scene, description: str) -> Shape:
-    """Return the shape of "shape at top left", "shape directly above the star" or "red star"."""
-    if description.startswith("shape at "):
-        place = description.removeprefix("shape at ")
-        (shape,) = [shape for shape in scene.shapes if _place_in_words(scene, shape) == place]
-        return shape
-    relation = re.fullmatch(r"shape directly (\w+(?: of)?) the (.+)", description)
-    if relation:
-        neighbor = the_shape(scene, relation[2])
-        (shape,) = [shape for shape in scene.shapes if is_next_to(shape, relation[1], neighbor)]
-        return shape
-    return the_shape(scene, description)
-
-
-def _direction(shape: Shape, reference: Shape, axis: str) -> str:
-    """Return on which side of a reference a shape is, along the axis of a direction."""
-    if axis in ("left", "right"):
-        gap = reference.center_x - shape.center_x
-        directions = ("left", "right")
-    else:
-        gap = reference.center_y - shape.center_y
-        directions = ("above", "below")
-    assert abs(gap) > 0.2, "too close to tell"
-    return directions[gap < 0]
-
-
-def _is_bigger(shape: Shape, reference: Shape) -> bool:
-    assert abs(shape.extent - reference.extent) > 0.05, "too close to tell"
-    return shape.extent > reference.extent
+def is_bigger(scene: Scene, description: str, reference: str) -> bool:
+    difference = the_shape(scene, description).extent - the_shape(scene, reference).extent
+    assert abs(difference) > 0.05, "too close to tell"
+    return difference > 0
 
 
 @QUESTIONS.pattern(r"(?:what|which) (color|kind|size) is the (.+)")
-def _property(scene: Scene, name: str, description: str) -> str:
-    shape = _described_shape(scene, description)
+def property_of(scene: Scene, name: str, description: str) -> str:
+    shape = described_shape(scene, description)
     if name == "size":
         return size_of(scene, shape)
     return getattr(shape, name)
 
 
 @QUESTIONS.pattern(r"how many (.+) are there")
-def _count(scene: Scene, description: str) -> str:
+def count_of(scene: Scene, description: str) -> str:
     return NUMBERS[len(find_shapes(scene, description))]
 
 
 @QUESTIONS.pattern(r"is there an? (.+)")
-def _existence(scene: Scene, description: str) -> str:
-    return _yes_or_no(len(find_shapes(scene, description)) > 0)
+def existence_of(scene: Scene, description: str) -> str:
+    return yes_or_no(len(find_shapes(scene, description)) > 0)
 
 
 @QUESTIONS.pattern(r"is the (.+) (left|above) or (?:right of|below) the (.+)")
-def _which_side(scene: Scene, description: str, axis: str, reference: str) -> str:
-    return _direction(the_shape(scene, description), the_shape(scene, reference), axis)
+def side_of(scene: Scene, description: str, axis: str, reference: str) -> str:
+    """Return on which side of a reference a shape is, along the axis of a direction."""
+    shape = the_shape(scene, description)
+    reference_shape = the_shape(scene, reference)
+    if axis in ("left", "right"):
+        gap = reference_shape.center_x - shape.center_x
+        directions = ("left", "right")
+    else:
+        gap = reference_shape.center_y - shape.center_y
+        directions = ("above", "below")
+    assert abs(gap) > 0.2, "too close to tell"
+    return directions[gap < 0]
 
 
 @QUESTIONS.pattern(r"is the (.+) (left|right|above|below)(?: of)? the (.+)")
-def _is_on_side(scene: Scene, description: str, side: str, reference: str) -> str:
-    return _yes_or_no(_which_side(scene, description, side, reference) == side)
+def is_on_side(scene: Scene, description: str, side: str, reference: str) -> str:
+    return yes_or_no(side_of(scene, description, side, reference) == side)
 
 
 @QUESTIONS.pattern(r"are there more (.+) than (.+)")
-def _are_more(scene: Scene, description: str, reference: str) -> str:
-    return _yes_or_no(len(find_shapes(scene, description)) > len(find_shapes(scene, reference)))
+def are_more(scene: Scene, description: str, reference: str) -> str:
+    num_shapes = len(find_shapes(scene, description))
+    return yes_or_no(num_shapes > len(find_shapes(scene, reference)))
 
 
 @QUESTIONS.pattern(r"is the (.+) bigger than the (.+)")
-def _is_one_bigger(scene: Scene, description: str, reference: str) -> str:
-    return _yes_or_no(_is_bigger(the_shape(scene, description), the_shape(scene, reference)))
+def is_one_bigger(scene: Scene, description: str, reference: str) -> str:
+    return yes_or_no(is_bigger(scene, description, reference))
 
 
 @QUESTIONS.pattern(r"which is bigger the (.+) or the (.+)")
-def _which_is_bigger(scene: Scene, first: str, second: str) -> str:
-    return first if _is_bigger(the_shape(scene, first), the_shape(scene, second)) else second
+def which_is_bigger(scene: Scene, first: str, second: str) -> str:
+    return first if is_bigger(scene, first, second) else second
 
 
 @QUESTIONS.pattern(r"are the (.+) and the (.+) the same color")
-def _is_same_color(scene: Scene, first: str, second: str) -> str:
-    return _yes_or_no(the_shape(scene, first).color == the_shape(scene, second).color)
+def have_same_color(scene: Scene, first: str, second: str) -> str:
+    return yes_or_no(the_shape(scene, first).color == the_shape(scene, second).color)
