@@ -56,7 +56,7 @@ class Net(Guess):
         self.norm = nn.BatchNorm1d(6)
         self.head = nn.Linear(4, 1)
 
-    def forward(self, batch: Rows) -> StepOutput:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, batch: Rows) -> StepOutput:  # pyright: ignore
         logits_B1 = self.head(self.blocks[0](self.norm(batch.x_BD)))
         return StepOutput(loss=logits_B1.square().mean(), terms={})
 
