@@ -13,10 +13,11 @@ from eve_vl.metrics.intervals import MeasuredValue
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "paper")]  # scripts import each other by name
-paper, arms, data, runs, tables = map(
-    importlib.import_module,
-    ("command", *(f"equal_compute.{name}" for name in ("arms", "data", "cells", "tables"))),
-)
+paper = importlib.import_module("command")
+arms = importlib.import_module("equal_compute.arms")
+data = importlib.import_module("equal_compute.data")
+runs = importlib.import_module("equal_compute.cells")
+tables = importlib.import_module("equal_compute.tables")
 TABLES = {
     name: importlib.import_module(name).TABLE
     for name in ("tasks", "ffn", "masking", "targets", "systems")
@@ -91,7 +92,7 @@ ROWS = {
 }
 
 
-def values(arm):
+def settings(arm):
     """Return the task and model settings of pre-training on scenes."""
     config = runs.stage_config(arm["scenes"].before[0], None, SCENES)
     return {**vars(config.model), "name": config.task.name, **vars(config.task)}
@@ -99,68 +100,68 @@ def values(arm):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_rows_differ_from_eve_as_in_the_paper(table):
-    arm_of_row = {name: arm for part in TABLES[table].parts for name, arm in part.arms.items()}
-    eve = values(arms.ARMS["EVE"])
-    assert not {*ROWS[table]} - {*arm_of_row}
-    for name, differs in ROWS[table].items():
-        fields = values(arm_of_row[name])
-        assert {name: value for name, value in fields.items() if value != eve.get(name, value)} | {
-            name: fields[name] for name in differs
-        } == differs, name
+    arm_of_row = {}
+    for part in TABLES[table].parts:
+        arm_of_row |= part.arms
+    eve = settings(arms.ARMS["EVE"])
+    for name, expected in ROWS[table].items():
+        row = settings(arm_of_row[name])
+        differences = {field: row[field] for field in expected}
+        for field, value in row.items():
+            if value != eve.get(field, value):
+                differences[field] = value
+        assert differences == expected, name
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_orderings_and_numbers_name_existing_rows(table):
     for part in TABLES[table].parts:
-        assert {*part.paper, *part.places} <= {*part.arms}
-        named = {arm for ordering in part.orderings for arm in (ordering.above, ordering.below)}
-        assert named <= {*part.arms}
-        assert {number for ordering in part.orderings for number in ordering.numbers} <= {
-            *paper.SAYS
-        }
+        assert part.paper.keys() | part.places.keys() <= part.arms.keys()
+        for ordering in part.orderings:
+            assert {ordering.above, ordering.below} <= part.arms.keys()
+            assert set(ordering.numbers) <= paper.SAYS.keys()
 
 
 @pytest.mark.parametrize("task", ["phantoms", "icons"])
 def test_every_system_runs_on_the_other_sets(task):
     for name, by_family in TABLES["systems"].parts[0].arms.items():
-        if (arm := by_family.get(task)) is not None:
-            plan = runs.planned(task, arm, data.TASKS[task].jobs, SCENES)
-            able = ("retrieval",) if name == "MedFLIP" else data.TASKS[task].jobs
-            assert [stage.job for stage in plan if stage.job] == [*able], name
-            assert {stage.config.input.image_size for stage in plan} == {64}, name
+        if task not in by_family:
+            continue
+        jobs = data.TASKS[task].jobs
+        plan = runs.planned(task, by_family[task], jobs, SCENES)
+        expected = ["retrieval"] if name == "MedFLIP" else [*jobs]
+        assert [stage.job for stage in plan if stage.job] == expected, name
+        assert {stage.config.input.image_size for stage in plan} == {64}, name
 
 
 def test_a_staged_system_divides_the_share_of_pretraining():
-    arm = arms.Arm((arms.Stage("scenes"), arms.Stage("scenes", 0.125), arms.Stage("scenes", 0.375)))
-    plan = runs.planned("scenes", arm, ("vqa",), SCENES)
-    assert [(stage.name, stage.share) for stage in plan] == [
-        ("0_scenes", 0),
-        ("1_scenes", 0.125),
-        ("2_scenes", 0.375),
-        ("vqa", 0.5),
-    ]
-    systems = importlib.import_module("systems").SYSTEMS
-    for name, by_family in systems.items():
-        for family, stage in by_family.items():
-            assert sum(stage.share for stage in stage.before) == pytest.approx(
-                arms.SHARES[family]
-            ), name
+    stages = (arms.Stage("scenes"), arms.Stage("scenes", 0.125), arms.Stage("scenes", 0.375))
+    plan = runs.planned("scenes", arms.Arm(stages), ("vqa",), SCENES)
+    shares = {stage.name: stage.share for stage in plan}
+    assert shares == {"0_scenes": 0, "1_scenes": 0.125, "2_scenes": 0.375, "vqa": 0.5}
+    for name, by_family in importlib.import_module("systems").SYSTEMS.items():
+        for family, arm in by_family.items():
+            total = sum(stage.share for stage in arm.before)
+            assert total == pytest.approx(arms.SHARES[family]), name
 
 
 # Orderings
 
 
 def outcomes(*accuracies):
-    return [
-        tables.Outcome(
-            seed=seed,
-            numbers={"vqa_acc": MeasuredValue(value, n=10, low=0, high=1, method="wilson")},
-            core_seconds={"vqa": [10.0, 10.0]},
-            pairs={"vqa": [640, 320]},
-            rows={"vqa_acc": {}},
+    results = []
+    for seed, value in enumerate(accuracies):
+        accuracy = MeasuredValue(value, n=10, low=0, high=1, method="wilson")
+        results.append(
+            tables.Outcome(
+                seed=seed,
+                numbers={"vqa_acc": accuracy},
+                core_seconds={"vqa": [10.0, 10.0]},
+                pairs={"vqa": [640, 320]},
+                rows={"vqa_acc": {}},
+            )
         )
-        for seed, value in enumerate(accuracies)
-    ]
+    return results
 
 
 @pytest.mark.parametrize(
@@ -210,11 +211,13 @@ def test_findings_describe_all_budgets():
     assert paper.how_many(findings) == "3 orderings: 1 × holds, 2 × does not hold."
 
 
+def page_of(part, budgets, findings):
+    section = paper.section(part, "scenes", "pairs", budgets, findings)
+    return tables.page([section], "Title", "A note")
+
+
 def test_a_page_has_the_papers_numbers_and_a_line_over_its_axis():
-    section = paper.section(
-        PART, "scenes", "pairs", BUDGETS, paper.findings(PART, "pairs", BUDGETS)
-    )
-    page = tables.page([section], "Title", "A note")
+    page = page_of(PART, BUDGETS, paper.findings(PART, "pairs", BUDGETS))
     assert "Table 0 · scenes · equal pairs" in page
     assert "<td>0.550 (0.500–0.600)</td><td>77.3 %</td>" in page
     charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
@@ -224,10 +227,7 @@ def test_a_page_has_the_papers_numbers_and_a_line_over_its_axis():
 
 
 def test_a_table_at_one_budget_has_a_dot_for_each_row():
-    part = replace(PART, places={})
-    page = tables.page(
-        [paper.section(part, "scenes", "pairs", {400.0: BUDGETS[400.0]}, [])], "Title", "A note"
-    )
+    page = page_of(replace(PART, places={}), {400.0: BUDGETS[400.0]}, [])
     (chart,) = re.findall(r"<svg viewBox.*?</svg>", page, re.DOTALL)
     drawn = ET.fromstring(chart)
     assert drawn.get("aria-label") == "vqa_acc"
@@ -236,31 +236,26 @@ def test_a_table_at_one_budget_has_a_dot_for_each_row():
 
 
 def test_flags_override_the_budgets_and_rows_of_the_parts(tmp_path, capsys):
-    first, second = (
-        paper.Part(
-            name=unit,
-            arms={name: arms.ARMS[name] for name in ("EVE", "words")},
-            budgets={unit: usual},
-        )
-        for unit, usual in (("pairs", (100,)), ("core-seconds", (5,)))
-    )
-    table = paper.Table(name="made up", about="", jobs=("vqa",), parts=(first, second))
+    rows = {name: arms.ARMS[name] for name in ("EVE", "words")}
+    by_pairs = paper.Part(name="pairs", arms=rows, budgets={"pairs": (100,)})
+    by_time = paper.Part(name="time", arms=rows, budgets={"core-seconds": (5,)})
+    table = paper.Table(name="made up", about="", jobs=("vqa",), parts=(by_pairs, by_time))
     out = ["--out", str(tmp_path)]
+
     usual = paper.arguments(table, out)
-    assert [
-        (cell.arm, cell.seed, cell.budget, cell.jobs)
-        for cell in paper.cells_of(table, first, "pairs", usual)
-    ] == [(arm, seed, 100, ["vqa"]) for seed in (0, 1, 2) for arm in ("EVE", "words")]
-    options = paper.arguments(
-        table, [*out, "--seeds", "0", "1", "--pairs", "64", "128", "--arms", "EVE"]
-    )
-    cells = [
-        (cell.seed, cell.budget, cell.unit)
-        for cell in paper.cells_of(table, first, "pairs", options)
-    ]
-    assert cells == [(seed, budget, "pairs") for seed in (0, 1) for budget in (64, 128)]
-    assert [cell.budget for cell in paper.cells_of(table, second, "core-seconds", usual)] == [5] * 6
-    assert paper.cells_of(table, second, "core-seconds", options) == []
+    cells = paper.cells_of(table, by_pairs, "pairs", usual)
+    keys = [(seed, arm) for seed in (0, 1, 2) for arm in rows]
+    assert [(cell.seed, cell.arm) for cell in cells] == keys
+    assert {(cell.budget, *cell.jobs) for cell in cells} == {(100, "vqa")}
+    cells = paper.cells_of(table, by_time, "core-seconds", usual)
+    assert [cell.budget for cell in cells] == [5] * 6
+
+    flags = [*out, "--seeds", "0", "1", "--pairs", "64", "128", "--arms", "EVE"]
+    changed = paper.arguments(table, flags)
+    cells = paper.cells_of(table, by_pairs, "pairs", changed)
+    keys = [(seed, budget, "pairs") for seed in (0, 1) for budget in (64, 128)]
+    assert [(cell.seed, cell.budget, cell.unit) for cell in cells] == keys
+    assert paper.cells_of(table, by_time, "core-seconds", changed) == []
     with pytest.raises(SystemExit):
         paper.arguments(table, ["--pairs", "0"])
     assert "--pairs" in capsys.readouterr().err
