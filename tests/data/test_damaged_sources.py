@@ -53,18 +53,6 @@ def test_impossible_names_of_images_spoil_their_own_row(root: Path):
     assert len(open_source(path)) == 9  # a run starts as well: the last row is usable
 
 
-def test_impossible_identifiers_of_images_spoil_their_own_row(root: Path):
-    rows = [
-        {"sentence": "x", "identifier": f"dev-1-{'0' * 300}-0", "label": "True"},
-        {"sentence": "x", "identifier": "\udc80"},
-    ]
-    path = write_jsonl(root / "t.jsonl", rows)
-    source = open_source(path, kind="statements", must_be_usable=False)
-    assert "no image" in reason(source, 0)
-    problem = "identifier is not valid Unicode (it has half of a surrogate pair)"
-    assert reason(source, 1) == f"t.jsonl:2: {problem}"
-
-
 def test_a_strict_locale_reads_names_of_any_bytes(tmp_path: Path):
     """There Python takes names and terminals for ASCII."""
     for name in ("ä.png".encode(), b"\xff.png"):

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 
 from eve_vl.data.batches import Sample
@@ -48,18 +47,15 @@ def test_masked_positions_are_those_of_the_mask():
     assert torch.equal(replace(batch, masked_M=None).places(), batch.masked_M)
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, 6])
-def test_the_first_rows_know_the_number_of_their_tokens(num_rows):
+def test_the_first_rows_know_the_number_of_their_tokens_if_the_batch_does():
     samples = samples_of(6)
-    first = PairBatch.collate(samples, TOKENIZER.pad_id).first(num_rows)
-    assert len(first.images_BCHW) == len(first.keep_BK) == len(first.ids_BT) == num_rows
-    assert first.num_real == sum(len(sample.ids_T) for sample in samples[:num_rows])
-    assert first.num_real == int((~first.is_padding_BT).sum())
-    assert first.first(1).num_real == len(samples[0].ids_T)
-
-
-def test_the_first_rows_of_a_batch_of_unknown_lengths_do_not_know_their_tokens():
-    batch = PairBatch.collate(samples_of(3), TOKENIZER.pad_id)
+    batch = PairBatch.collate(samples, TOKENIZER.pad_id)
+    for num_rows in (1, 3, 6):
+        first = batch.first(num_rows)
+        assert len(first.images_BCHW) == len(first.keep_BK) == len(first.ids_BT) == num_rows
+        assert first.num_real == sum(len(sample.ids_T) for sample in samples[:num_rows])
+        assert first.num_real == int((~first.is_padding_BT).sum())
+        assert first.first(1).num_real == len(samples[0].ids_T)
     assert replace(batch, token_counts=()).first(2).num_real is None
 
 

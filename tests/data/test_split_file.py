@@ -47,12 +47,8 @@ def parts_of(splits: Splits) -> list[Rows]:
     """Return the rows of training, validation and test."""
     parts = []
     for sources in (splits.train, splits.val, splits.test):
-        part = []
-        for source in sources:
-            for row in range(len(source)):
-                image = int(source[row].image.path.stem)
-                part.append((image, list(source[row].captions)))
-        parts.append(part)
+        rows = [source[row] for source in sources for row in range(len(source))]
+        parts.append([(int(row.image.path.stem), list(row.captions)) for row in rows])
     return parts
 
 

@@ -3,14 +3,10 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tokenizers
 import transformers
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from tokenizers import normalizers, processors
 
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.utils.errors import UserError, explained
@@ -138,60 +134,3 @@ def test_broken_and_missing_files_are_refused(tmp_path: Path):
         assert_refused(r": cannot be read \(", tmp_path / name)
     os.mkfifo(tmp_path / "pipe.json")
     assert_refused("is not an ordinary file", tmp_path / "pipe.json")
-
-
-# Whatever a file holds
-
-VALUES = (None, True, -1, 0, 1.5, 2**32 - 1, 2**64, "", "\ud800", "x" * 999, "(", "AAAA")
-
-
-def sound_tokenizer() -> dict[str, Any]:
-    backend = word_level(WORDS)
-    steps = [normalizers.NFKC(), normalizers.Replace("a", "b")]
-    backend.normalizer = normalizers.Sequence(steps)  # pyright: ignore
-    backend.post_processor = processors.TemplateProcessing(  # pyright: ignore
-        single="<s> $A", special_tokens=[("<s>", 2)]
-    )
-    return json.loads(backend.to_str())
-
-
-def change_one_place(draw: st.DrawFn, value: Any) -> None:
-    """Change one place within an object or list of JSON."""
-    while True:
-        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-        key = draw(st.sampled_from(keys))
-        is_a_leaf = not isinstance(value[key], (dict, list)) or not value[key]
-        if is_a_leaf or draw(st.integers(0, 3)) == 0:
-            value[key] = draw(st.sampled_from([*VALUES, [], {}, [[]]]))
-            return
-        value = value[key]
-
-
-@st.composite
-def damaged_tokenizers(draw: st.DrawFn) -> bytes:
-    """Return the file of a tokenizer with other values, bytes or a missing end."""
-    document = sound_tokenizer()
-    for _ in range(draw(st.integers(0, 3))):
-        change_one_place(draw, document)
-    content = bytearray(json.dumps(document).encode())
-    for _ in range(draw(st.integers(0, 2))):
-        content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
-    return bytes(content[: draw(st.sampled_from([None, None, 50, 500]))])
-
-
-@settings(
-    max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
-@given(content=damaged_tokenizers())
-def test_any_file_is_a_tokenizer_or_an_error_of_the_user(content: bytes, tmp_path_factory):
-    path = tmp_path_factory.getbasetemp() / "any.json"
-    path.write_bytes(content)
-    try:
-        tokenizer = Tokenizer.load(path)
-    except UserError as error:
-        assert str(error).startswith(f"{path}: ")
-        return
-    assert tokenizer.vocab_size < 3000
-    for text in ("a red [MASK] circle 日本", "x"):
-        assert tokenizer.encode(text, 20)[0][0] == tokenizer.cls_id
-        tokenizer.encode_with_masks(text, 20)

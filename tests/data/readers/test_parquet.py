@@ -32,27 +32,18 @@ def test_images_by_path(root: Path):
 
 
 @pytest.mark.parametrize("is_struct", [False, True])
-def test_images_within_the_file(tmp_path: Path, is_struct: bool):
-    images = [encoded_card(color) for color in COLORS]
-    values = [{"bytes": data, "path": None} for data in images] if is_struct else images
-    captions = [[text, "x"] for text in CAPTIONS]
-    write(tmp_path / "t.parquet", 4, image=values, caption=captions)
-    source = open_source(tmp_path)  # its folder
-    assert_colors(source, [tuple(texts) for texts in captions])
-    assert isinstance(source[0].image, ImageBytes)
-
-
-def test_row_groups_of_several_files_leave_a_full_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    for number in range(2):
-        part = slice(3 * number, 3 * number + 3)
-        images = [encoded_card(color) for color in COLORS[part]]
-        write(tmp_path / f"t-{number:02}.parquet", 2, image=images, caption=CAPTIONS[part])
+def test_images_within_several_files_leave_a_full_cache(tmp_path, monkeypatch, is_struct: bool):
     monkeypatch.setattr("eve_vl.data.readers.parquet.CACHE_BYTES", 1)
-    source = open_source(tmp_path / "t-{00..01}.parquet")
-    assert_colors(source)
-    assert values_of(source, "where")[2:4] == ["t-00.parquet row 3", "t-01.parquet row 1"]
+    images: list[object] = [encoded_card(color) for color in COLORS]
+    if is_struct:
+        images = [{"bytes": data, "path": None} for data in images]
+    write(tmp_path / "t-00.parquet", 2, image=images[:3], caption=CAPTIONS[:3])
+    write(tmp_path / "t-01.parquet", 2, image=images[3:], caption=CAPTIONS[3:])
+    for name in ("t-{00..01}.parquet", "."):
+        source = open_source(tmp_path / name)
+        assert_colors(source)
+        assert values_of(source, "where")[2:4] == ["t-00.parquet row 3", "t-01.parquet row 1"]
+    assert isinstance(source[0].image, ImageBytes)
 
 
 def test_mistakes_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch):
