@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -43,7 +42,7 @@ REVERSED_LABELS = "".join(reversed(ORDERED_LABELS.splitlines(keepends=True)))
         REVERSED_LABELS,
     ],
 )
-def test_answers_are_read_in_order_from_every_form(tmp_path: Path, text: str):
+def test_answers_are_read_in_order_from_every_form(tmp_path, text):
     path = tmp_path / "answers"
     path.write_text(text, encoding="utf-8")
     assert read_answers(path) == LIST
@@ -70,7 +69,7 @@ NOT_TEXTS = "holds at least one text and nothing else"
         (None, "cannot be read (No such file"),
     ],
 )
-def test_a_wrong_list_is_one_line(tmp_path: Path, content: bytes | None, problem: str):
+def test_a_wrong_list_is_one_line(tmp_path, content, problem):
     path = tmp_path / "answers.json"
     if content is not None:
         path.write_bytes(content)
@@ -82,7 +81,7 @@ def test_a_wrong_list_is_one_line(tmp_path: Path, content: bytes | None, problem
     assert "\n" not in message
 
 
-def test_a_command_writes_the_answers_of_several_sources(tmp_path: Path, capsys):
+def test_a_command_writes_the_answers_of_several_sources(tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     question = {"image": "x.png", "question": "what"}
     sources = []
@@ -192,7 +191,7 @@ def test_a_source_of_unusable_rows_only_is_left_to_training():
     assert notes == ()
 
 
-def test_only_the_note_on_a_built_list_says_what_would_have_kept_all(tmp_path: Path):
+def test_only_the_note_on_a_built_list_says_what_would_have_kept_all(tmp_path):
     rows = asked([["yes"]] * 9 + [["no"]] * 8)
     advice = " (--task.min-answer-count 1 keeps all)"
     prepared = VQA.prepare(tiny_config(task=VQAConfig()), [rows], None)

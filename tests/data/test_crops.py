@@ -10,7 +10,7 @@ from eve_vl.data.crops import Crop, random_box, train_crop
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (300, 300), (100, 1000), (1000, 100)])
-def test_random_boxes_are_spread_as_torchvisions(height: int, width: int):
+def test_random_boxes_are_spread_as_torchvisions(height, width):
     rng = np.random.default_rng(0)
     boxes = [random_box(height, width, rng=rng, scale=(0.5, 1.0)) for _ in range(2000)]
     boxes = np.array(boxes)

@@ -49,21 +49,16 @@ def peak(work: Callable[[], object]) -> int:
 @pytest.mark.parametrize(
     ("mode", "form", "options"),
     [
-        ("RGB", "JPEG", {}),
         ("RGB", "JPEG", {"exif": exif_of(6)}),
         ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
         ("CMYK", "JPEG", {"progressive": True}),
-        ("RGB", "PNG", {"compress_level": 1, "exif": exif_of(6)}),
         ("RGBA", "PNG", {"compress_level": 1, "exif": exif_of(6)}),
         ("I;16", "PNG", {"compress_level": 1}),
-        ("P", "GIF", {}),
         ("RGBA", "WEBP", {"method": 0}),
         ("CMYK", "TIFF", {"compression": "tiff_lzw"}),
     ],
 )
-def test_decoding_needs_no_more_than_the_header_says(
-    monkeypatch: pytest.MonkeyPatch, mode: str, form: str, options: dict
-):
+def test_decoding_needs_no_more_than_the_header_says(monkeypatch, mode, form, options):
     monkeypatch.setattr(pillow_decoding, "STRIP_PIXELS", 2**16)
     data = encode(GRADIENT.resize((1800, 1800)).convert(mode), form, **options)
     with monkeypatch.context() as context:
@@ -78,9 +73,7 @@ def test_decoding_needs_no_more_than_the_header_says(
     ("side", "mode", "problem"),
     [(9400, "RGBA", "MB to decode"), (9400, "I;16", "MB to decode"), (10**4, "RGB", "pixels")],
 )
-def test_too_large_images_are_refused_before_they_are_decoded(
-    side: int, mode: str, problem: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_too_large_images_are_refused_before_they_are_decoded(side, mode, problem, monkeypatch):
     monkeypatch.setattr(decoding, "decode_plain", None)
     small = encode(Image.new(mode, (1, 1)), "PNG")
     large = small.replace(b"\0\0\0\1\0\0\0\1", side.to_bytes(4, "big") * 2)
@@ -88,7 +81,7 @@ def test_too_large_images_are_refused_before_they_are_decoded(
         decoded(with_header_checksum(large))
 
 
-def test_files_far_too_large_are_not_read(tmp_path: Path):
+def test_files_far_too_large_are_not_read(tmp_path):
     path = tmp_path / "x.png"
     with path.open("wb") as file:
         file.truncate(10**12)  # of which nothing is on the disk
@@ -106,7 +99,7 @@ def jpeg_of_scans(num: int, exif: bytes = b"") -> bytes:
     return with_repeated_scan(jpeg, num - jpeg.count(SCAN))
 
 
-def test_a_jpeg_of_too_many_scans_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_a_jpeg_of_too_many_scans_is_refused(monkeypatch):
     monkeypatch.setattr(decoding_cost, "MAX_SCANNED", 20 * 64 * 64)
     message = "64x64 JPEG has 21 scans, at most 20 of so large an image are accepted"
     with pytest.raises(BadSampleError, match=message):
@@ -135,7 +128,7 @@ def with_small_parts(form: str, num: int) -> bytes:
 
 
 @pytest.mark.parametrize("form", ["PPM", "GIF", "JPEG", "JPEG before its scan"])
-def test_an_image_in_very_small_parts_is_refused(form: str):
+def test_an_image_in_very_small_parts_is_refused(form):
     """Pillow parses these in Python; 10 MB of them took seconds."""
     assert decoded(with_small_parts(form, 10)).shape == (3, 9, 9)
     with pytest.raises(BadSampleError, match="it has too many small parts; save it again"):
@@ -154,7 +147,7 @@ def test_rows_or_runs_of_one_pixel_are_accepted():
     assert decoded(header + b"\1\1" * width + b"\0\1").shape == (3, 1, width)
 
 
-def test_an_uploaded_png_is_not_inflated_beyond_its_pixels(monkeypatch: pytest.MonkeyPatch):
+def test_an_uploaded_png_is_not_inflated_beyond_its_pixels(monkeypatch):
     """A PNG may hold gigabytes behind its last row, which libpng inflates."""
     data = encode(GRADIENT.convert("RGB"), "PNG")
     expected = decoded(data)
@@ -177,7 +170,7 @@ ORIGINALS += [
 
 @settings(max_examples=100, derandomize=True, deadline=None, database=None)
 @given(data=damaged(ORIGINALS))
-def test_any_bytes_are_an_image_or_an_error_for_people(data: bytes):
+def test_any_bytes_are_an_image_or_an_error_for_people(data):
     try:
         pixels = decoded(data)
     except BadSampleError as error:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eve_vl.data.decoding import decode
 from eve_vl.data.image_refs import ImageFile
-from eve_vl.data.readers import csv_table, folder, line_table
+from eve_vl.data.readers import csv_table, line_table
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.utils import console
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -33,7 +33,7 @@ GOOD = {"image": "images/red.png", "caption": "a red card"}
 # Names
 
 
-def test_impossible_names_of_images_spoil_their_own_row(root: Path):
+def test_impossible_names_of_images_spoil_their_own_row(root):
     problems = {
         "\ud800.png": "surrogate",
         "x" * 300 + ".png": "too long",
@@ -53,10 +53,21 @@ def test_impossible_names_of_images_spoil_their_own_row(root: Path):
     assert len(open_source(path)) == 9  # a run starts as well: the last row is usable
 
 
-def test_a_strict_locale_reads_names_of_any_bytes(tmp_path: Path):
+@pytest.mark.parametrize(
+    "name",
+    ["~nosuchuser/x.jsonl", "x" * 300 + ".jsonl", "a\0b.jsonl", "\ud800", "\n{}#+", "{2..1}"],
+)
+def test_a_source_of_an_impossible_name_is_one_line(root, name):
+    for source, image_root in ((name, None), (root / "images", name)):
+        with pytest.raises(UserError) as error:
+            open_source(source, image_root=image_root)
+        assert_plain(str(error.value))
+
+
+def test_a_strict_locale_reads_names_of_any_bytes(tmp_path):
     """There Python takes names and terminals for ASCII."""
     for name in ("ä.png".encode(), b"\xff.png"):
-        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(encoded_card("red"))
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(CARD)
     code = "from eve_vl.cli.main import main; main(['data', 'check', '.'])"
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
@@ -64,7 +75,7 @@ def test_a_strict_locale_reads_names_of_any_bytes(tmp_path: Path):
         cwd=tmp_path,
         env={**os.environ, **locale, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
@@ -74,7 +85,7 @@ def test_a_strict_locale_reads_names_of_any_bytes(tmp_path: Path):
 # Texts
 
 
-def test_a_caption_needs_a_visible_letter(root: Path):
+def test_a_caption_needs_a_visible_letter(root):
     captions = ["\u200bx", "猫", "👍", "-", "\u0301", "x\0"]
     source = open_source(write_jsonl(root / "t.jsonl", [{**GOOD, "caption": captions}]))
     assert source[0].captions == tuple(captions)
@@ -86,7 +97,7 @@ def test_a_caption_needs_a_visible_letter(root: Path):
     assert reasons(source) == expected
 
 
-def test_lines_that_are_no_json_spoil_their_own_row(root: Path):
+def test_lines_that_are_no_json_spoil_their_own_row(root):
     lines = [
         json.dumps(GOOD).encode(),
         b'{"image": "\xff"}',
@@ -99,7 +110,7 @@ def test_lines_that_are_no_json_spoil_their_own_row(root: Path):
 
 
 @pytest.mark.parametrize("depth", [500, 990, 2000, 10**5])
-def test_json_of_any_depth_is_a_broken_row_or_refused(root: Path, depth: int):
+def test_json_of_any_depth_is_a_broken_row_or_refused(root, depth):
     """Some depths can be read and not be written again."""
     nested = "[" * depth + "]" * depth
     (root / "t.json").write_text(f'[{{"image": "images/red.png", "caption": {nested}}}]')
@@ -109,7 +120,7 @@ def test_json_of_any_depth_is_a_broken_row_or_refused(root: Path, depth: int):
         assert "nested too deeply" in str(error)
 
 
-def test_lines_without_an_end_are_not_read_to_it(root: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lines_without_an_end_are_not_read_to_it(root, monkeypatch):
     monkeypatch.setattr(line_table, "MAX_TEXT_BYTES", 1000)
     monkeypatch.setattr(csv_table, "MAX_TEXT_BYTES", 1000)
     long = json.dumps(GOOD | {"x": "x" * 5000})
@@ -126,7 +137,7 @@ def test_lines_without_an_end_are_not_read_to_it(root: Path, monkeypatch: pytest
     assert source[-1].captions == ("fine",)
 
 
-def test_oversized_csv_fields_spoil_their_own_row(root: Path):
+def test_oversized_csv_fields_spoil_their_own_row(root):
     rows = [
         "image,caption",
         "images/red.png,fine",
@@ -164,7 +175,7 @@ def odd_file(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["pipe", "endless", "socket", "folder", "loop"])
-def test_only_ordinary_files_are_images_or_sources(root: Path, name: str):
+def test_only_ordinary_files_are_images_or_sources(root, name):
     path = odd_file(root, name)
     with pytest.raises(BadSampleError, match="row: cannot read image"):
         decode(ImageFile(path=path), "row")
@@ -181,7 +192,7 @@ def test_only_ordinary_files_are_images_or_sources(root: Path, name: str):
         assert_refused(rf"{name}\.{suffix}", path, kind=kind, format=form)
 
 
-def test_only_ordinary_files_are_captions_beside_images(root: Path):
+def test_only_ordinary_files_are_captions_beside_images(root):
     for name in ("red", "lime"):
         (root / "images" / f"{name}.txt").write_text(f"a {name} card")
     os.mkfifo(root / "images" / "blue.txt")
@@ -201,9 +212,7 @@ def test_only_ordinary_files_are_captions_beside_images(root: Path):
         ("t.tar", "indexing shards", 1),
     ],
 )
-def test_long_reading_shows_progress(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys, name: str, label: str, num_rows: int
-):
+def test_long_reading_shows_progress(root, monkeypatch, capsys, name, label, num_rows):
     monkeypatch.setattr(console, "PATIENCE", -1)
     write_jsonl(root / "t.jsonl", [GOOD] * 1000)
     (root / "t.csv").write_text("image,caption\nimages/red.png,fine\n")
@@ -280,7 +289,7 @@ def readable_errors(path: Path, kind: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_any_bytes_of_a_source_are_an_error_for_people(root: Path, name: str):
+def test_any_bytes_of_a_source_are_an_error_for_people(root, name):
     is_caption = name == "red.txt"
     path = root / "images" / name if is_caption else root / name
     kinds = ["auto", "auto", "captions", "texts", "images", "labels"]
@@ -290,24 +299,5 @@ def test_any_bytes_of_a_source_are_an_error_for_people(root: Path, name: str):
     def check(data: bytes, kind: str) -> None:
         path.write_bytes(data)
         assert_plain(*readable_errors(path.parent if is_caption else path, kind))
-
-    check()
-
-
-def test_any_name_of_a_source_is_an_error_for_people(monkeypatch: pytest.MonkeyPatch):
-    # the root's would be all that there is
-    monkeypatch.setattr(folder, "_walk", lambda _: iter(()))
-
-    @settings(max_examples=50, derandomize=True, deadline=None, database=None)
-    @given(name=st.text(max_size=300) | st.text(st.sampled_from("./~a{}0#+"), max_size=20))
-    @example(name="~nosuchuser/x.jsonl")
-    @example(name="x" * 300 + ".jsonl")
-    @example(name="a\0b.jsonl")
-    @example(name="\ud800.jsonl")
-    def check(name: str) -> None:
-        for source, image_root in ((name, None), ("tests", name)):
-            with pytest.raises(UserError) as error:
-                open_source(source, image_root=image_root)
-            assert_plain(str(error.value))
 
     check()

@@ -6,7 +6,6 @@ import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,9 +73,7 @@ def test_lossless_formats_are_exact():
         ("P", "PNG", {}, ("palette to RGB",)),
     ],
 )
-def test_formats_and_modes_are_decoded_as_by_pillow(
-    mode: str, form: str, options: dict, conversion: tuple[str, ...]
-):
+def test_formats_and_modes_are_decoded_as_by_pillow(mode, form, options, conversion):
     data = encode(IMAGE.convert(mode), form, **options)
     assert_close(decoded(data), as_by_pillow(data), 2)
     assert conversions(data) == conversion
@@ -116,7 +113,7 @@ def test_32_bit_images_are_refused_because_their_range_is_unknown():
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
-def test_transparency_lies_on_white(form: str):
+def test_transparency_lies_on_white(form):
     alpha = RNG.integers(0, 256, (48, 64, 1), dtype=np.uint8)
     share = alpha / 255
     expected = (PIXELS * share + 255 * (1 - share)).round()
@@ -127,7 +124,7 @@ def test_transparency_lies_on_white(form: str):
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
-def test_a_transparent_colour_becomes_white(mode: str):
+def test_a_transparent_colour_becomes_white(mode):
     image = IMAGE.convert(mode)
     pixels = decoded(encode(image, "PNG", transparency=image.getpixel((0, 0))))
     assert (pixels[0, 0] == 255).all()
@@ -135,7 +132,7 @@ def test_a_transparent_colour_becomes_white(mode: str):
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_an_animation_is_its_first_frame(form: str):
+def test_an_animation_is_its_first_frame(form):
     options = {"lossless": True} if form == "WEBP" else {}
     red = Image.new("RGB", (20, 16), "red")
     blue = Image.new("RGB", (20, 16), "blue")
@@ -148,7 +145,7 @@ def test_an_animation_is_its_first_frame(form: str):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_images_are_turned_as_their_exif_says(form: str):
+def test_images_are_turned_as_their_exif_says(form):
     options = {"subsampling": 0} if form == "JPEG" else {}
     for orientation in range(1, 9):
         data = encode(IMAGE, form, exif=exif_of(orientation), **options)
@@ -170,7 +167,7 @@ def test_images_are_turned_as_their_exif_says(form: str):
         (12_000, f"image is 12000x12000 pixels, at most {MAX_PIXELS} in all are accepted"),
     ],
 )
-def test_too_many_pixels_are_refused_by_the_header(side: int, problem: str):
+def test_too_many_pixels_are_refused_by_the_header(side, problem):
     small = encode(Image.new("RGB", (2, 2)), "PNG")
     large = small.replace(b"\0\0\0\2\0\0\0\2", side.to_bytes(4, "big") * 2, 1)
     assert problem in reason(with_header_checksum(large))
@@ -195,7 +192,7 @@ def test_other_files_are_no_images():
         ("\ud800.png", "is not the name of a file"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, problem: str):
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, problem):
     with pytest.raises(BadSampleError, match=problem):
         decode(ImageFile(path=tmp_path / name), "row")
 
@@ -241,7 +238,7 @@ def squeezed(image: Image.Image, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "JPEG"])
-def test_a_box_is_cut_and_resized_as_by_pillow(form: str):
+def test_a_box_is_cut_and_resized_as_by_pillow(form):
     options = {"subsampling": 0} if form == "JPEG" else {}
     data = encode(IMAGE, form, **options)
     for box in ((0, 0, 48, 64), (3, 5, 40, 50), (47, 63, 1, 1), (20, 0, 9, 64)):
@@ -254,9 +251,7 @@ def test_a_box_is_cut_and_resized_as_by_pillow(form: str):
 @pytest.mark.parametrize(
     ("size", "divisor"), [(600, 1), (301, 1), (300, 2), (150, 4), (80, 4), (75, 8), (16, 8)]
 )
-def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(
-    size: int, divisor: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(size, divisor, monkeypatch):
     photo = IMAGE.resize((1003, 805), Image.Resampling.BICUBIC)
     data = encode(photo, "JPEG", quality=95)
     shapes = []
@@ -278,7 +273,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(
     ("longest", "size"),
     [(64, (48, 64)), (40, (30, 40)), (33, (30, 40)), (32, (24, 32)), (3, (6, 8))],
 )
-def test_a_whole_jpeg_is_decoded_as_coarse_as_it_may_be(longest: int, size: tuple[int, int]):
+def test_a_whole_jpeg_is_decoded_as_coarse_as_it_may_be(longest, size):
     pixels = decoded(encode(IMAGE, "JPEG", quality=95), longest=longest)
     assert pixels.shape[:2] == size
     expected = np.asarray(IMAGE.resize((size[1], size[0]), Image.Resampling.BOX))

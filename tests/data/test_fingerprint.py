@@ -52,7 +52,7 @@ def forms(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_copy_has_the_fingerprint_of_its_original_and_other_images_another(forms: Path):
+def test_a_copy_has_the_fingerprint_of_its_original_and_other_images_another(forms):
     identities = [identity(forms / name) for name in FORMS]
     assert len(set(identities)) == len(FORMS)
     copy = forms.parent / "another/place"
@@ -71,10 +71,10 @@ def test_a_copy_has_the_fingerprint_of_its_original_and_other_images_another(for
         assert before != after
 
 
-def test_the_sizes_of_all_rows_count_beyond_the_sampled_ones(tmp_path: Path):
+def test_the_sizes_of_all_rows_count_beyond_the_sampled_ones(tmp_path):
     """Row 100 of 1,000 is in none of the four runs of sampled rows."""
 
-    def fingerprint_of(lines: list[str]) -> dict[str, str]:
+    def fingerprint_of(lines: list[str]) -> dict[str, object]:
         (tmp_path / "rows.txt").write_text("\n".join(lines) + "\n")
         source: Any = open_source(tmp_path / "rows.txt", kind="texts")
         return fingerprint.of_sources([("x", source)])
@@ -92,14 +92,14 @@ def test_the_sizes_of_all_rows_count_beyond_the_sampled_ones(tmp_path: Path):
     assert fingerprint.difference(before, now).startswith("x, names or sizes ")
 
 
-def test_each_part_of_a_split_has_its_own_fingerprint(tmp_path: Path):
+def test_each_part_of_a_split_has_its_own_fingerprint(tmp_path):
     write_data(tmp_path)
     source: Any = open_source(tmp_path / "train")
     parts = [Subset(source, rows) for rows in (range(6), range(6, 12), [5, 6])]
     assert len({identity_of(part) for part in (source, *parts)}) == 4
 
 
-def test_unusable_rows_change_a_fingerprint_and_stop_nothing(tmp_path: Path):
+def test_unusable_rows_change_a_fingerprint_and_stop_nothing(tmp_path):
     write_data(tmp_path)
     before = identity(tmp_path / "train")
     (tmp_path / "train/03.txt").write_bytes(b"\xff")

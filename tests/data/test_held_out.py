@@ -91,7 +91,7 @@ def write_numbered_rows(path: Path, numbers: Iterable[int]) -> Path:
 
 
 @pytest.mark.parametrize(("num", "num_held"), [(2, 1), (3, 1), (4, 2), (6, 2), (9, 2)])
-def test_tiny_sources_hold_out_two_keys_if_that_leaves_as_many(num: int, num_held: int):
+def test_tiny_sources_hold_out_two_keys_if_that_leaves_as_many(num, num_held):
     keys = [*range(num), *range(num), None]
     expected = [key is not None and key < num_held for key in keys]
     assert lowest(keys, 0.0).tolist() == expected
@@ -106,7 +106,7 @@ def test_the_lowest_share_of_all_hashes_is_held_out():
 # Splits of data
 
 
-def test_a_source_with_rows_on_one_side_only_is_refused(tmp_path: Path):
+def test_a_source_with_rows_on_one_side_only_is_refused(tmp_path):
     folder = write_pairs(tmp_path / "one", [1])
     with pytest.raises(UserError, match=rf"^{folder}: {TOO_FEW}; name other data"):
         held_out(folder)
@@ -115,7 +115,7 @@ def test_a_source_with_rows_on_one_side_only_is_refused(tmp_path: Path):
         splits_of(tmp_path / "a.txt", kind="texts")
 
 
-def test_rows_for_a_test_are_neither_trained_nor_validated_on(tmp_path: Path):
+def test_rows_for_a_test_are_neither_trained_nor_validated_on(tmp_path):
     """The test rows are those of a smaller held-out split.
 
     So validation and test do not depend on each other's share.
@@ -138,7 +138,7 @@ def test_rows_for_a_test_are_neither_trained_nor_validated_on(tmp_path: Path):
     assert with_named_val.val_names == [str(source)]
 
 
-def test_a_row_stays_in_its_part_when_data_move_or_rows_are_added(tmp_path: Path):
+def test_a_row_stays_in_its_part_when_data_move_or_rows_are_added(tmp_path):
     pairs = write_pairs(tmp_path / "a", range(200))
     for suffix in (b"png", b"txt"):  # a name that is no text
         (pairs / os.fsdecode(b"\xff." + suffix)).write_text("a caption")
@@ -166,7 +166,7 @@ def test_a_row_stays_in_its_part_when_data_move_or_rows_are_added(tmp_path: Path
 
 
 @pytest.mark.parametrize("write", [write_pairs, write_shard])
-def test_splitting_folders_and_shards_reads_no_row(tmp_path: Path, monkeypatch, write):
+def test_splitting_folders_and_shards_reads_no_row(tmp_path, monkeypatch, write):
     source = write(tmp_path / "data", range(50))
     rows_read = []
     original = Table.__getitem__
@@ -184,7 +184,7 @@ def test_splitting_folders_and_shards_reads_no_row(tmp_path: Path, monkeypatch, 
 # Rows that share an image or a text
 
 
-def test_rows_of_any_source_that_show_a_held_out_image_leave_training(tmp_path: Path):
+def test_rows_of_any_source_that_show_a_held_out_image_leave_training(tmp_path):
     """The second table names images of the first, whose places differ there."""
     first = write_numbered_rows(tmp_path / "0.jsonl", range(100))
     second = write_numbered_rows(tmp_path / "1.jsonl", range(50, 150))
@@ -198,7 +198,7 @@ def test_rows_of_any_source_that_show_a_held_out_image_leave_training(tmp_path: 
         assert image_names_in([source]) == images & val
 
 
-def test_a_held_out_image_is_on_neither_side_of_a_statement_in_training(tmp_path: Path):
+def test_a_held_out_image_is_on_neither_side_of_a_statement_in_training(tmp_path):
     """Images come in sets of four; each statement shows two of a set, as in NLVR2."""
     rows = []
     for number in range(120):
@@ -219,7 +219,7 @@ def test_a_held_out_image_is_on_neither_side_of_a_statement_in_training(tmp_path
     assert f"; left out: {num_in_no_part} row" in lines[1]
 
 
-def test_about_one_text_in_fifty_is_held_out_by_its_words(tmp_path: Path):
+def test_about_one_text_in_fifty_is_held_out_by_its_words(tmp_path):
     lines = [f"text number {number}" for number in range(500)]
     (tmp_path / "a.txt").write_text("\n".join(lines + lines[:100]))  # some twice
     (tmp_path / "b.txt").write_text("\n".join(lines[::-1]))

@@ -11,7 +11,6 @@ import torch
 from eve_vl.data.batches import ImageBatch, TextBatch
 from eve_vl.data.image_refs import ImagePixels
 from eve_vl.data.kinds.labels import (
-    LabelBatch,
     LabeledExample,
     LabeledImages,
     LabeledPairs,
@@ -58,9 +57,7 @@ def dataset_of(rows: Sequence[LabeledExample], inputs: Any, *, training: bool) -
         ("both", LabeledPairs, {}),
     ],
 )
-def test_batches_hold_the_inputs_of_the_task_and_the_labels(
-    inputs: str, kind: type[LabelBatch], unread: dict[str, None]
-):
+def test_batches_hold_the_inputs_of_the_task_and_the_labels(inputs, kind, unread):
     rows = [labelled(row, **unread) for row in range(5)]
     dataset = dataset_of(rows, inputs, training=False)
     (batch,) = eval_loader(dataset, batch_size=5, rank=0, world=1)
@@ -93,7 +90,7 @@ def test_rows_without_a_label_are_evaluated_but_not_trained_on():
     ("inputs", "lacking"),
     [("image", "image"), ("text", "text"), ("both", "image"), ("both", "text")],
 )
-def test_rows_without_an_input_are_unusable(inputs: str, lacking: str, training: bool):
+def test_rows_without_an_input_are_unusable(inputs, lacking, training):
     incomplete = labelled(0, where="lacks:0", **{lacking: None})
     dataset = dataset_of([incomplete, labelled(1)], inputs, training=training)
     message = f"lacks:0: no {lacking}, but task.inputs is {inputs}"

@@ -61,7 +61,7 @@ def trained_rows(
 
 
 @pytest.mark.parametrize(("world", "accumulation"), [(4, 1), (1, 4), (2, 2)])
-def test_processes_and_micro_batches_share_the_batch_of_one(world: int, accumulation: int):
+def test_processes_and_micro_batches_share_the_batch_of_one(world, accumulation):
     sources = [pairs(10)]
     expected = trained_rows(sources, tiny_config(train={"batch_size": 8}), 40)
     config = tiny_config(train={"batch_size": 8, "accumulation": accumulation})
@@ -118,7 +118,7 @@ def test_weights_of_sources_reach_the_order():
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_unusable_rows_are_reported_with_their_batch(num_workers: int):
+def test_unusable_rows_are_reported_with_their_batch(num_workers):
     config = tiny_config(train={"batch_size": 8}, data={"num_workers": num_workers})
     source = pairs(8, bad=[2, 3, 7])
     dataset = MaskedPairs([source], config, TOKENIZER, training=True)

@@ -108,7 +108,7 @@ def slow_shares(sizes: list[int], num_masked: int) -> tuple[int, list[float]]:
         ([3, 3, 3, 3, 4], 0.5),
     ],
 )
-def test_words_are_masked_as_a_whole_and_exactly_the_share(sizes: list[int], ratio: float):
+def test_words_are_masked_as_a_whole_and_exactly_the_share(sizes, ratio):
     word_T = np.array([-1, *np.repeat(np.arange(len(sizes)), sizes), -1])
     share = max(1, round(ratio * sum(sizes)))
     total, expected = slow_shares(sizes, share)

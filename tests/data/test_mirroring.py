@@ -88,7 +88,7 @@ def test_every_text_of_a_row_may_name_a_side(kind, row, field, inputs):
 @pytest.mark.parametrize(
     "words", ["an upright man", "copyright 1999", "what clock is it", "a cleft"]
 )
-def test_half_of_the_images_are_mirrored(words: str):
+def test_half_of_the_images_are_mirrored(words):
     assert 5 <= num_mirrored(CaptionedImages, replace(PAIR, captions=(words,))) <= 19
 
 
@@ -108,7 +108,7 @@ def test_half_of_the_images_are_mirrored(words: str):
         "leftover pizza",  # begins like one: that costs only a mirror image
     ],
 )
-def test_images_are_not_mirrored_if_a_text_names_a_side(words: str):
+def test_images_are_not_mirrored_if_a_text_names_a_side(words):
     assert num_mirrored(CaptionedImages, replace(PAIR, captions=(words,))) == 0
 
 

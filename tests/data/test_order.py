@@ -6,13 +6,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from eve_vl.data import loader
 from eve_vl.data.keyed_permutation import permuted
-from eve_vl.data.loader import order_of_epochs, train_batches
+from eve_vl.data.loader import train_batches
 from eve_vl.data.order import KeyedOrder, epoch_order
 from eve_vl.data.shard_order import NUM_LANES, WINDOW, BlockRows, LaneOrder
-from eve_vl.tasks.masked_signal.dataset import MaskedPairs
-from helpers.twins import pairs, tiny_config, tiny_tokenizer
 
 Position = tuple[int, int]
 """Of a row: its source and its number there."""
@@ -38,7 +35,7 @@ def shuffled(rows: list[Position], epoch: int) -> list[Position]:
 
 
 @pytest.mark.parametrize("lengths", [[7], [1, 10, 2]])
-def test_each_epoch_shuffles_the_permutations_of_its_sources(lengths: list[int]):
+def test_each_epoch_shuffles_the_permutations_of_its_sources(lengths):
     for epoch in range(3):
         rows: list[Position] = []
         for source, length in enumerate(lengths):
@@ -110,7 +107,7 @@ def permutation_of_key(length: int, *key: int) -> list[int]:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16, 17, 1000])
-def test_a_keyed_permutation_has_each_element_once(length: int):
+def test_a_keyed_permutation_has_each_element_once(length):
     first = permutation_of_key(length, 0, 1)
     second = permutation_of_key(length, 0, 2)
     assert sorted(first) == sorted(second) == [*range(length)]
@@ -136,18 +133,6 @@ def test_neither_a_place_nor_a_difference_of_neighbours_tells_an_element():
     assert abs(np.corrcoef(long[1:], long[:-1])[0, 1]) < 0.06
 
 
-def test_only_very_many_rows_have_a_keyed_order(monkeypatch):
-    data = {"train": ("a", "b"), "val": ("c",), "train_weights": (1.0, 2.0)}
-    sources = [pairs(12), pairs(6)]
-    dataset = MaskedPairs(sources, tiny_config(data=data), tiny_tokenizer(), training=True)
-    assert isinstance(order_of_epochs(dataset)(1), np.ndarray)
-    monkeypatch.setattr(loader, "LARGE", 17)
-    order = order_of_epochs(dataset)(1)
-    expected = KeyedOrder([12, 6], (1.0, 2.0), dataset.seed, 1)
-    for place in range(18):
-        assert order[place] == expected[place]
-
-
 # Lanes of shards
 
 BLOCKS = [np.random.default_rng(0).integers(1, 60, size=12), np.array([7]), np.array([50] * 9)]
@@ -156,7 +141,7 @@ TOTAL = sum(LENGTHS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 200])
-def test_lanes_of_shards_have_each_row_once_an_epoch(batch_size: int):
+def test_lanes_of_shards_have_each_row_once_an_epoch(batch_size):
     every_row = [(source, row) for source in range(3) for row in range(LENGTHS[source])]
     epochs = []
     for epoch in range(2):

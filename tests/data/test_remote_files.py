@@ -26,14 +26,12 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.retrieval.search_set import SearchSet
 from eve_vl.utils.errors import StorageError
 from helpers.color_cards import encoded_card
-from helpers.shard_store import CARD_TOKENIZER, NUM, Store, batches_of, config_of, write_shard
+from helpers.shard_store import CARD_TOKENIZER, NUM, batches_of, config_of, write_shard
 from helpers.source_files import assert_refused, values_of
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_of_remote_shards_equal_those_of_local_ones(
-    store: Store, num_workers: int, capsys: pytest.CaptureFixture[str]
-):
+def test_batches_of_remote_shards_equal_those_of_local_ones(store, num_workers, capsys):
     assert absolute_spec(store.shards) == store.shards
     assert absolute_spec(f"file://{store.local_shards}") == store.local_shards
     expected = batches_of(config_of(store.local_shards), 5)
@@ -43,7 +41,7 @@ def test_batches_of_remote_shards_equal_those_of_local_ones(
     assert suffixes == [".index"] * 3 + [".json"] * 3 + [".tar"] * 3
 
 
-def test_rows_of_a_batch_are_requested_together(store: Store):
+def test_rows_of_a_batch_are_requested_together(store):
     config = config_of(store.shards)
     sources = open_sources([store.shards], config.data, 16)
     dataset = CaptionedImages(sources, config, CARD_TOKENIZER, training=False)
@@ -104,9 +102,7 @@ class Readings:
 
 
 @pytest.mark.parametrize("name", [name for name in vars(Readings) if name.startswith("read_")])
-def test_evaluation_reads_many_remote_rows_in_one_call(
-    store: Store, monkeypatch: pytest.MonkeyPatch, name: str
-):
+def test_evaluation_reads_many_remote_rows_in_one_call(store, monkeypatch, name):
     """Wrong images are read after all rows."""
     calls = []
     request_ranges = remote_requests.request_ranges
@@ -126,7 +122,7 @@ def test_evaluation_reads_many_remote_rows_in_one_call(
     assert len(calls) <= (3 if name == "read_wrong_images" else 2)
 
 
-def test_passing_faults_change_nothing(store: Store):
+def test_passing_faults_change_nothing(store):
     config = config_of(store.shards)
     expected = batches_of(config, 4)
     store.faults = ["503", "", "", "cut", "", "", "500", "", "", "whole"]
@@ -148,7 +144,7 @@ def test_passing_faults_change_nothing(store: Store):
         (["403"], "access was refused .*; check the credentials"),
     ],
 )
-def test_lasting_faults_stop_a_run_in_one_line(store: Store, faults: list[str], problem: str):
+def test_lasting_faults_stop_a_run_in_one_line(store, faults, problem):
     config = config_of(store.shards)
     expected = batches_of(config, 4)
     store.faults = faults
@@ -158,7 +154,7 @@ def test_lasting_faults_stop_a_run_in_one_line(store: Store, faults: list[str], 
     assert batches_of(config, 4) == expected
 
 
-def test_faults_at_the_start_are_one_line(store: Store):
+def test_faults_at_the_start_are_one_line(store):
     missing = f"^{store.url}/9.tar: no such file, or it has changed"
     assert_refused(missing, f"{store.url}/9.tar")
     store.down = "503"
@@ -172,7 +168,7 @@ def test_faults_at_the_start_are_one_line(store: Store):
     assert_refused(gone, f"{store.url}/00002.tar")
 
 
-def test_addresses_that_cannot_be_read_are_refused(monkeypatch: pytest.MonkeyPatch):
+def test_addresses_that_cannot_be_read_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     install = (
         r"^s3://bucket/x.tar: cannot be read \(Install s3fs to access S3\);"
@@ -184,7 +180,7 @@ def test_addresses_that_cannot_be_read_are_refused(monkeypatch: pytest.MonkeyPat
     assert_refused(form, "http://127.0.0.1/rows.jsonl")
 
 
-def test_folders_and_parquet_files_of_an_object_store(store: Store):
+def test_folders_and_parquet_files_of_an_object_store(store):
     memory = fsspec.filesystem("memory")
     for number in range(2):
         data = (store.folder / f"0000{number}.tar").read_bytes()
@@ -203,7 +199,7 @@ def test_folders_and_parquet_files_of_an_object_store(store: Store):
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
-def test_a_shard_that_changes_after_it_was_indexed_is_one_line(store: Store, is_remote: bool):
+def test_a_shard_that_changes_after_it_was_indexed_is_one_line(store, is_remote):
     path = store.folder / "00001.tar"
     spec = f"{store.url}/00001.tar" if is_remote else path
     image = open_source(spec)[2].image

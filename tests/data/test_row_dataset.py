@@ -1,6 +1,5 @@
 """Samples of rows: unusable rows, fields of batches, positions of evaluation."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -137,8 +136,8 @@ def test_batches_move_to_a_device_as_a_whole():
     ("num_rows", "val_samples", "is_whole"), [(12, 12, True), (12, 11, False), (10, 12, False)]
 )
 def test_groups_of_statements_are_known_only_as_a_whole(num_rows, val_samples, is_whole):
-    source = statements(12)
-    part: Any = source if num_rows == 12 else Subset(source, range(num_rows))
+    source: Any = statements(12)
+    part = source if num_rows == 12 else Subset(source, range(num_rows))
     dataset = dataset_of(StatementRows, part, training=False, val_samples=val_samples)
     groups = set()
     for batch in eval_loader(dataset, batch_size=5, rank=0, world=1):
@@ -153,7 +152,7 @@ def test_groups_of_statements_are_known_only_as_a_whole(num_rows, val_samples, i
 @pytest.mark.parametrize(
     ("lengths", "num"), [([10], 10), ([10], 99), ([100], 7), ([3, 50, 1], 12), ([1000, 10], 1001)]
 )
-def test_eval_positions_are_one_row_of_each_stretch(lengths: Sequence[int], num: int):
+def test_eval_positions_are_one_row_of_each_stretch(lengths, num):
     positions = eval_positions(lengths, num)
     total = sum(lengths)
     assert len(positions) == min(num, total)

@@ -24,19 +24,17 @@ def shards_of(rows) -> set[str]:
     return {rows[index].where.split(":")[0] for index in range(len(rows))}
 
 
-def test_each_epoch_of_a_large_source_has_every_row_once(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_large_source_has_a_keyed_order_of_all_of_its_rows(store, monkeypatch):
     monkeypatch.setattr(loader, "LARGE", 3 * NUM - 1)
     monkeypatch.setattr(loader, "epoch_order", None)
-    two_epochs = batches_of(config_of(store.local_shards), 9)
-    names = sorted(name for where, *_ in two_epochs for name in where)
-    assert names == sorted(f"{row // NUM:05}.tar:{row:06}" for row in [*range(3 * NUM)] * 2)
+    names: list[str] = []
+    for where, *_ in batches_of(config_of(store.local_shards), 9):
+        names += where
+    one_epoch = [f"{row // NUM:05}.tar:{row:06}" for row in range(3 * NUM)]
+    assert sorted(names) == sorted(one_epoch * 2)
 
 
-def test_a_shard_is_indexed_when_the_order_reaches_it(
-    many_shards: Store, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_shard_is_indexed_when_the_order_reaches_it(many_shards, monkeypatch):
     scanned = []
     scan = tar_index._scan
 
@@ -54,7 +52,7 @@ def test_a_shard_is_indexed_when_the_order_reaches_it(
     assert len(scanned) < 60
 
 
-def test_an_order_by_shards_is_the_same_for_any_world_workers_and_resume(many_shards: Store):
+def test_an_order_by_shards_is_the_same_for_any_world_workers_and_resume(many_shards):
     config = config_of(str(many_shards.folder), order="shards")
     whole = batches_of(config, 6)
     first, second = (batches_of(config, 6, rank=rank, world=2) for rank in range(2))
@@ -65,7 +63,7 @@ def test_an_order_by_shards_is_the_same_for_any_world_workers_and_resume(many_sh
     assert batches_of(in_worker, 2, consumed=consumed) == whole[4:]
 
 
-def test_a_held_out_split_has_whole_shards_that_stay_when_others_go(many_shards: Store):
+def test_a_held_out_split_has_whole_shards_that_stay_when_others_go(many_shards):
     config = config_of(str(many_shards.folder), order="shards")
     sources = open_sources(config.data.train, config.data, 16)
     splits = held_out_split(sources, [""], 0.2, by_shards=True)
@@ -84,7 +82,7 @@ def test_a_held_out_split_has_whole_shards_that_stay_when_others_go(many_shards:
     assert shards_of(val) == {name for name in held_out if name > "00009.tar"}
 
 
-def test_a_split_takes_one_shard_at_least_and_not_far_too_much(store: Store):
+def test_a_split_takes_one_shard_at_least_and_not_far_too_much(store):
     spec = str(store.folder)
     sources = open_sources([spec], config_of(spec, order="shards").data, 16)
     splits = held_out_split(sources, ["shards"], 0.17, by_shards=True)

@@ -75,7 +75,7 @@ repeated captions   3
 captions per image  1 / 1 / 3"""
 
 
-def test_captions_are_counted(table: Path):
+def test_captions_are_counted(table):
     report = check_source(open_source(table))
     *counts, gone, cut, empty = report_lines(report)
     assert counts == CAPTIONS.splitlines()
@@ -106,7 +106,7 @@ repeated ids        1
 broken: t.jsonl:5: question is empty"""
 
 
-def test_questions_are_counted(table: Path):
+def test_questions_are_counted(table):
     is_red = {"question": "is it red?", "answers": ["yes"], "answer_type": "yes/no"}
     what = {"image": "a.png", "question": "what is it?"}
     ten_answers = ["red"] * 9 + ["pink"]
@@ -136,7 +136,7 @@ repeated ids        1
 labels              True 2, False 1, kept back 1"""
 
 
-def test_statements_are_counted(table: Path):
+def test_statements_are_counted(table):
     images = ["a.png", "b.jpg"]
     both_red = {"images": images, "sentence": "both are red"}
     rows = [
@@ -172,7 +172,7 @@ converted           -
 repeated images     1"""
 
 
-def test_texts_and_images_are_counted_without_each_other(tmp_path: Path):
+def test_texts_and_images_are_counted_without_each_other(tmp_path):
     path = tmp_path / "t.txt"
     path.write_text("one two\none two\nthree\nb\xfcd\n", encoding="latin-1")
     report = check_source(open_source(path, kind="texts"))
@@ -185,13 +185,7 @@ def test_texts_and_images_are_counted_without_each_other(tmp_path: Path):
     assert report_lines(report) == IMAGES.splitlines()
 
 
-def test_a_source_without_rows_has_no_spread():
-    report = check_source(ListSource([]))
-    assert report.width is None
-    assert "words per caption   -" in report_lines(report)
-
-
-def test_of_many_broken_rows_labels_or_answers_the_first_are_listed(table: Path):
+def test_of_many_broken_rows_labels_or_answers_the_first_are_listed(table):
     with table.open("a") as file:
         file.write('{"image": "gone.png", "caption": "x"}\n' * 22)
     lines = report_lines(check_source(open_source(table)))
@@ -240,7 +234,7 @@ def check(eve, *args: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_broken_rows_at_the_start_stop_a_run_but_not_the_check(eve, table: Path):
+def test_broken_rows_at_the_start_stop_a_run_but_not_the_check(eve, table):
     rows = [{"image": f"gone{number}.png", "caption": "x"} for number in range(20)]
     write_jsonl(table, [*rows, {"image": "a.png", "caption": "x"}])
     code, text = check(eve, table)
@@ -252,7 +246,7 @@ def test_broken_rows_at_the_start_stop_a_run_but_not_the_check(eve, table: Path)
     assert "none of the first 16 rows can be used" in done.stderr
 
 
-def test_a_recipe_names_rows_that_it_cannot_use(eve, table: Path, monkeypatch):
+def test_a_recipe_names_rows_that_it_cannot_use(eve, table, monkeypatch):
     code, text = check(eve, table, "--recipe", "demo_vqa")
     assert code == 2
     assert "looks like images with captions" in text
@@ -280,7 +274,7 @@ def test_a_recipe_names_rows_that_it_cannot_use(eve, table: Path, monkeypatch):
     assert "t.jsonl:2: no label to train on" in text
 
 
-def test_a_named_column_decides_the_kind(eve, table: Path):
+def test_a_named_column_decides_the_kind(eve, table):
     row = {"image": "a.png", "caption": "one", "species": "cat\x1b[2J", "note": "two"}
     write_jsonl(table, [row, {}])
     code, text = check(eve, table, "--label-column", "species", "--json", "report.json")
@@ -312,14 +306,14 @@ def test_a_named_column_decides_the_kind(eve, table: Path):
         ),
     ],
 )
-def test_unread_columns_are_noted(eve, table: Path, content: str, note: str, fix: tuple[str, str]):
+def test_unread_columns_are_noted(eve, table, content, note, fix):
     path = table.with_name("notes.csv")
     path.write_text(content)
     assert f"note: none of the columns {note}" in check(eve, path)[1]
     assert "note: none" not in check(eve, path, *fix)[1]
 
 
-def test_a_table_among_images_is_noted(eve, table: Path):
+def test_a_table_among_images_is_noted(eve, table):
     """A folder is checked as its images; their captions may be in the table that is left out."""
     note = f"note: {table} was not read, only the images"
     assert note in check(eve, table.parent)[1]

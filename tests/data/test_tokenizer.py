@@ -152,7 +152,7 @@ def test_our_cls_stands_before_a_start_token_of_the_file(tmp_path):
         ("\ua500 [MASK]", "\ua500 red"),
     ],
 )
-def test_masks_stand_where_words_would(text: str, filled: str):
+def test_masks_stand_where_words_would(text, filled):
     """The tokens are those of a text with a word for each mask, masked as in training."""
     tokenizer = Tokenizer.train(CAPTIONS * 3, 500)
     (red,) = tokenizer.encode("red", 32)[0][1:]

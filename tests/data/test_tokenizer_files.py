@@ -19,7 +19,7 @@ def assert_refused(message: str, path: Path) -> None:
         Tokenizer.load(path)
 
 
-def test_a_written_tokenizer_is_read_again(tmp_path: Path):
+def test_a_written_tokenizer_is_read_again(tmp_path):
     tokenizer = tiny_tokenizer()
     path = tmp_path / "tokenizer.json"
     path.write_text(tokenizer.to_json())
@@ -31,7 +31,7 @@ def test_a_written_tokenizer_is_read_again(tmp_path: Path):
         assert again.encode(text, 40)[0].tolist() == tokenizer.encode(text, 40)[0].tolist()
 
 
-def test_bert_vocabulary(tmp_path: Path):
+def test_bert_vocabulary(tmp_path):
     words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words += ["a", "red", "circle", "##s", "cafe"]
     tokenizer = bert_tokenizer(tmp_path, words)
@@ -47,7 +47,7 @@ def test_bert_vocabulary(tmp_path: Path):
     assert again.encode(text, 20)[0].tolist() == ids.tolist()
 
 
-def test_folders_as_transformers_saves_them(tmp_path: Path):
+def test_folders_as_transformers_saves_them(tmp_path):
     words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "red": 5, "Red": 6}
     backend = tokenizers.BertWordPieceTokenizer(words, lowercase=False)._tokenizer
     fast = transformers.PreTrainedTokenizerFast(
@@ -74,14 +74,14 @@ def test_folders_as_transformers_saves_them(tmp_path: Path):
         ({"<unk>": 0, "<s>": 1, "red": 3}, 3),  # the library would give a second token the id 3
     ],
 )
-def test_ids_that_need_huge_tables_are_refused(tmp_path: Path, ids: dict[str, int], largest: int):
+def test_ids_that_need_huge_tables_are_refused(tmp_path, ids, largest):
     path = save(word_level(ids | {"red": 99}), tmp_path / "words.json")
     path.write_text(path.read_text().replace('"red": 99', f'"red": {largest}'))
     problem = f"the ids of its {len(ids)} tokens go up to {largest}, with too many gaps"
     assert_refused(problem, path)
 
 
-def test_a_vocabulary_that_fails_on_unknown_words_is_refused(tmp_path: Path):
+def test_a_vocabulary_that_fails_on_unknown_words_is_refused(tmp_path):
     ids = {"<pad>": 0, "<s>": 1, "<mask>": 2, "a": 3}
     path = save(word_level(ids), tmp_path / "closed.json")
     assert_refused(r"closed\.json: the tokenizer cannot encode unknown words", path)
@@ -94,7 +94,7 @@ def write_changed(path: Path, **parts: object) -> Path:
 
 
 @pytest.mark.parametrize("ids", [[1, 2**32 - 1], [300]])
-def test_a_template_with_an_id_beyond_the_vocabulary_is_refused(tmp_path: Path, ids: list[int]):
+def test_a_template_with_an_id_beyond_the_vocabulary_is_refused(tmp_path, ids):
     template = json.loads(tiny_tokenizer().to_json())["post_processor"]
     template["special_tokens"]["[CLS]"] |= {"ids": ids, "tokens": ["[CLS]"] * len(ids)}
     path = write_changed(tmp_path / "tokenizer.json", post_processor=template)
@@ -102,7 +102,7 @@ def test_a_template_with_an_id_beyond_the_vocabulary_is_refused(tmp_path: Path, 
     assert_refused(problem, path)
 
 
-def test_panics_of_the_library_are_errors_of_the_user(tmp_path: Path):
+def test_panics_of_the_library_are_errors_of_the_user(tmp_path):
     path = tmp_path / "tokenizer.json"
     charsmap = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
     problem = (
@@ -123,7 +123,7 @@ def test_loading_leaves_the_stderr_of_other_threads_alone(capfd):
     assert capfd.readouterr().err == "from another thread"
 
 
-def test_broken_and_missing_files_are_refused(tmp_path: Path):
+def test_broken_and_missing_files_are_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     for content in (b"{", b'{"a": 1}', b"\xff\xfe\x00", b"[" * 99_999, b'{"model": ' * 9999):
         path.write_bytes(content)

@@ -1,7 +1,5 @@
 """Images without texts, of any table."""
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -12,7 +10,7 @@ from helpers.color_cards import COLORS, rows_of
 from helpers.source_files import reasons, write_jsonl
 
 
-def test_tables_with_further_columns(root: Path):
+def test_tables_with_further_columns(root):
     rows = []
     expected = []
     for color in COLORS:
@@ -25,7 +23,7 @@ def test_tables_with_further_columns(root: Path):
         assert [row.image for row in images] == expected
 
 
-def test_broken_rows_have_a_reason_each(root: Path):
+def test_broken_rows_have_a_reason_each(root):
     rows = [
         {"image": "images/red.png"},
         {"image": 7},

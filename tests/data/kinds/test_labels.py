@@ -1,7 +1,5 @@
 """Images, texts or both, with labels."""
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +12,7 @@ from helpers.source_files import assert_refused, reasons, values_of, write_jsonl
 
 
 @pytest.mark.parametrize("column", ["label", "labels", "class", "category", "species"])
-def test_columns_and_values(root: Path, column: str):
+def test_columns_and_values(root, column):
     values = ["red", ["red", "card"], 3, [4, "x"], " spaced ", None, [], ""]
     rows = [{"image": "images/red.png", column: value} for value in values]
     path = write_jsonl(root / "t.jsonl", rows)
@@ -35,7 +33,7 @@ def test_columns_and_values(root: Path, column: str):
     ]
 
 
-def test_images_texts_or_both(root: Path):
+def test_images_texts_or_both(root):
     image = ImageFile(path=root / "images" / "red.png")
     has_image = {"image": "images/red.png", "label": "x"}
     (row,) = open_source(write_jsonl(root / "t.jsonl", [has_image]), kind="labels")
@@ -52,7 +50,7 @@ def test_images_texts_or_both(root: Path):
     assert open_source(path)[0].captions == ("a card", "another")
 
 
-def test_csv_and_parquet(root: Path):
+def test_csv_and_parquet(root):
     (root / "t.csv").write_text("filepath,class\nimages/red.png,warm\nimages/navy.png,\n")
     source = open_source(root / "t.csv", kind="labels")
     assert values_of(source, "labels") == [("warm",), ()]
@@ -63,7 +61,7 @@ def test_csv_and_parquet(root: Path):
     assert source[0].image == ImageBytes(data=encoded_card("red"))
 
 
-def test_columns_that_are_missing_are_refused(root: Path):
+def test_columns_that_are_missing_are_refused(root):
     row = {"image": "images/red.png", "kind": "red", "number": 1}
     path = write_jsonl(root / "t.jsonl", [row])
     usual = r"usual label column \(label, labels, class, category\)\. Its columns: image, kind, num"
@@ -78,7 +76,7 @@ def test_columns_that_are_missing_are_refused(root: Path):
     assert open_source(root / "t.csv", kind="labels", image_column="photo")[0].text is None
 
 
-def test_broken_rows_have_a_reason_each(root: Path):
+def test_broken_rows_have_a_reason_each(root):
     rows = [
         {"image": "images/red.png", "label": "x"},
         {"image": "images/red.png", "label": 1.5},

@@ -1,6 +1,5 @@
 """Questions about images, of any table."""
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ from helpers.source_files import assert_refused, reasons, values_of, write_jsonl
 IS_RED = {"image": "images/red.png", "question": "is it red?"}
 
 
-def test_answers_and_ids_of_json_lines(root: Path):
+def test_answers_and_ids_of_json_lines(root):
     answers = ["yes", " yes ", "", "no"]
     rows = [
         IS_RED | {"answers": answers, "question_id": 7, "answer_type": "yes/no"},
@@ -51,7 +50,7 @@ def test_answers_and_ids_of_json_lines(root: Path):
     ],
     ids=["lists", "texts", "objects"],
 )
-def test_parquet(tmp_path: Path, values: list[Any], first: tuple[str, ...]):
+def test_parquet(tmp_path, values, first):
     columns = {
         "image": [{"bytes": encoded_card("red"), "path": None}] * 3,
         "question": ["one?", "two?", "three?"],
@@ -65,10 +64,10 @@ def test_parquet(tmp_path: Path, values: list[Any], first: tuple[str, ...]):
     assert isinstance(source[2].image, ImageBytes)
 
 
-def test_unusual_columns_must_be_named(root: Path):
+def test_unusual_columns_must_be_named(root):
     row = {"photo": "images/red.png", "ask": "what?", "reply": "red"}
     path = write_jsonl(root / "t.jsonl", [row])
-    names = {"image_column": "photo", "text_column": "ask"}
+    names: Any = {"image_column": "photo", "text_column": "ask"}
     source = open_source(path, kind="questions", **names, label_column="reply")
     assert source[0].answers == ("red",)
     near = r"no column 'repyl' \(did you mean 'reply'\?\).*Name one with --data.label-column"
@@ -77,7 +76,7 @@ def test_unusual_columns_must_be_named(root: Path):
     assert_refused(text, path, kind="questions", image_column="photo")
 
 
-def test_broken_rows_have_a_reason_each(root: Path):
+def test_broken_rows_have_a_reason_each(root):
     rows = [
         IS_RED,
         IS_RED | {"question": "  "},
@@ -123,12 +122,12 @@ def test_broken_rows_have_a_reason_each(root: Path):
         (IS_RED, "statements", r"questions about images \(.*\), expected statements$"),
     ],
 )
-def test_rows_of_another_kind_are_refused(root: Path, row: dict, kind: str, looks: str):
+def test_rows_of_another_kind_are_refused(root, row, kind, looks):
     path = write_jsonl(root / "t.jsonl", [row])
     assert_refused(f"^{path}: looks like {looks}", path, kind=kind)
 
 
-def test_folders_hold_no_questions(root: Path):
+def test_folders_hold_no_questions(root):
     (root / "images" / "red.txt").write_text("a red card")
     looks = r"looks like images with captions \(fields image, captions\), expected questions"
     assert_refused(looks, root / "images", kind="questions")

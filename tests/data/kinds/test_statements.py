@@ -34,7 +34,7 @@ def statements(path: Path, **options: Any) -> Source[ImagesStatement]:
         (("images",), "caption", "label"),
     ],
 )
-def test_usual_columns_are_found(root: Path, columns: tuple[str, ...], text: str, label: str):
+def test_usual_columns_are_found(root, columns, text, label):
     values = [PAIR] if columns == ("images",) else PAIR
     row = dict(zip(columns, values, strict=True)) | {text: "Both are red.", label: False}
     path = write_jsonl(root / "t.jsonl", [row])
@@ -50,7 +50,7 @@ def test_usual_columns_are_found(root: Path, columns: tuple[str, ...], text: str
     assert guess_kind(path) == "statements"
 
 
-def test_labels_identifiers_and_groups(root: Path):
+def test_labels_identifiers_and_groups(root):
     labels = [True, "True", "true", " TRUE", 1, "1", False, "False", "fALSE", 0, "0", None, ""]
     rows = [GOOD | {"label": label} for label in labels]
     source = statements(write_jsonl(root / "t.jsonl", rows))
@@ -69,7 +69,7 @@ def test_labels_identifiers_and_groups(root: Path):
 
 
 @pytest.mark.parametrize("columns", [("images",), ("image0", "image1")])
-def test_parquet(tmp_path: Path, columns: tuple[str, ...]):
+def test_parquet(tmp_path, columns):
     cells = [{"bytes": encoded_card(color), "path": None} for color in ("red", "lime")]
     values = [cells] if columns == ("images",) else cells
     row = dict(zip(columns, values, strict=True)) | {"sentence": "x", "label": True}
@@ -80,7 +80,7 @@ def test_parquet(tmp_path: Path, columns: tuple[str, ...]):
     assert statement.label is True
 
 
-def test_unusual_columns_must_be_named(root: Path):
+def test_unusual_columns_must_be_named(root):
     row = {"first": PAIR[0], "second": PAIR[1], "both": PAIR, "text": "x", "truth": 1}
     path = write_jsonl(root / "t.jsonl", [row])
     for image_column in ("first,second", "both"):
@@ -97,7 +97,7 @@ def test_unusual_columns_must_be_named(root: Path):
         assert_refused(problem, path, kind="statements", image_column=columns, text_column="text")
 
 
-def test_broken_rows_have_a_reason_each(root: Path):
+def test_broken_rows_have_a_reason_each(root):
     rows = [
         GOOD,
         GOOD | {"label": "maybe"},
@@ -157,7 +157,7 @@ def write_nlvr2_images(folder: Path, stem: str) -> None:
 @pytest.mark.parametrize(
     "folder", ["images/train/17", "train/17", "17", "images/train", "train", "."]
 )
-def test_nlvr2_train_images_lie_in_any_usual_folder(tmp_path: Path, folder: str):
+def test_nlvr2_train_images_lie_in_any_usual_folder(tmp_path, folder):
     images = tmp_path / "nlvr" / folder
     write_nlvr2_images(images, "train-10-1")
     row = nlvr2_row("train-10-1-3", label="TRUE", directory=17)
@@ -181,7 +181,7 @@ def test_nlvr2_train_images_lie_in_any_usual_folder(tmp_path: Path, folder: str)
 @pytest.mark.parametrize(
     ("split", "folder"), [("dev", "images/dev"), ("test1", "test1"), ("test2", ".")]
 )
-def test_nlvr2_other_splits_may_have_no_labels(tmp_path: Path, split: str, folder: str):
+def test_nlvr2_other_splits_may_have_no_labels(tmp_path, split, folder):
     images = tmp_path / folder
     write_nlvr2_images(images, f"{split}-850-0")
     rows = [nlvr2_row(f"{split}-850-0-0"), nlvr2_row(f"{split}-850-0-1")]
@@ -193,7 +193,7 @@ def test_nlvr2_other_splits_may_have_no_labels(tmp_path: Path, split: str, folde
     assert values_of(source, "group") == [f"{split}-850-0", f"{split}-850-1"]
 
 
-def test_nlvr2_mistakes_are_refused(tmp_path: Path):
+def test_nlvr2_mistakes_are_refused(tmp_path):
     write_nlvr2_images(tmp_path / "dev", "dev-850-0")
     rows = [
         nlvr2_row("dev-850-0-0", label="True"),

@@ -1,7 +1,5 @@
 """Texts without images, of any table."""
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -10,7 +8,7 @@ from eve_vl.data.readers.open_source import open_source
 from helpers.source_files import assert_refused, reasons, values_of, write_jsonl
 
 
-def test_a_text_is_read_from_a_usual_column_or_the_named_one(tmp_path: Path):
+def test_a_text_is_read_from_a_usual_column_or_the_named_one(tmp_path):
     rows = []
     for caption in ("one", ["two"], ["three", " "]):
         rows.append({"image": "gone.png", "caption": caption})
@@ -29,7 +27,7 @@ def test_a_text_is_read_from_a_usual_column_or_the_named_one(tmp_path: Path):
     assert_refused(problem, path, kind="texts", text_column="number")
 
 
-def test_broken_rows_have_a_reason_each(tmp_path: Path):
+def test_broken_rows_have_a_reason_each(tmp_path):
     rows = [
         {"text": "fine"},
         {"text": ["a", "b"]},

@@ -1,7 +1,6 @@
 """CSV and TSV files."""
 
 import csv
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ from helpers.source_files import assert_refused, reasons, values_of
         ("t.dat", "\t", "tsv"),
     ],
 )
-def test_rows_are_as_the_csv_module_wrote_them(root: Path, name: str, delimiter: str, form: str):
+def test_rows_are_as_the_csv_module_wrote_them(root, name, delimiter, form):
     captions = [f'a "{color}",\ncard; or\ttab' for color in COLORS]
     with (root / name).open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file, delimiter=delimiter)
@@ -32,7 +31,7 @@ def test_rows_are_as_the_csv_module_wrote_them(root: Path, name: str, delimiter:
     assert values_of(source, "where") == [f"{name}:{line}" for line in (2, 4, 6, 8, 10, 12)]
 
 
-def test_broken_rows_and_files_are_refused(root: Path):
+def test_broken_rows_and_files_are_refused(root):
     path = root / "t.csv"
     lines = [
         b"image,caption",

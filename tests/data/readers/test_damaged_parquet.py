@@ -17,7 +17,7 @@ def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
     return path
 
 
-def test_parquet_texts_that_are_no_utf8_spoil_their_own_row(root: Path):
+def test_parquet_texts_that_are_no_utf8_spoil_their_own_row(root):
     ends = pa.py_buffer(np.array([0, 4, 5], np.int32))
     texts = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"fine\xff")])
     columns = {"image": ["images/red.png"] * 2, "caption": texts}
@@ -25,7 +25,7 @@ def test_parquet_texts_that_are_no_utf8_spoil_their_own_row(root: Path):
     assert "utf-8" in broken_rows(path)["t.parquet row 2"]
 
 
-def test_parquet_values_that_python_lacks_spoil_their_own_row(root: Path):
+def test_parquet_values_that_python_lacks_spoil_their_own_row(root):
     for values in (
         pa.array([0, 1], pa.timestamp("ns")),
         pa.array([0, 2**30], pa.date32()),
@@ -36,14 +36,14 @@ def test_parquet_values_that_python_lacks_spoil_their_own_row(root: Path):
         assert "t.parquet row 2" in broken_rows(path, kind="labels")
 
 
-def test_two_parquet_columns_of_one_name_are_refused(root: Path):
+def test_two_parquet_columns_of_one_name_are_refused(root):
     columns = [pa.array(["images/red.png"])] * 2 + [pa.array(["x"])]
     table = pa.Table.from_arrays(columns, names=["image", "image", "caption"])
     pq.write_table(table, root / "t.parquet")
     assert_refused("has two columns named 'image'", root / "t.parquet")
 
 
-def test_damaged_parquet_pages_spoil_the_rows_of_their_group(root: Path):
+def test_damaged_parquet_pages_spoil_the_rows_of_their_group(root):
     captions = [f"card {number}" for number in range(99)]
     columns = {"image": ["images/red.png"] * 99, "caption": captions}
     path = write_parquet(root / "t.parquet", columns, row_group_size=50)
@@ -55,7 +55,7 @@ def test_damaged_parquet_pages_spoil_the_rows_of_their_group(root: Path):
     assert "not a readable Parquet file" in reasons["t.parquet row 1"]
 
 
-def test_the_stated_numbers_of_parquet_rows_are_checked(root: Path):
+def test_the_stated_numbers_of_parquet_rows_are_checked(root):
     columns = {"image": ["images/red.png"] * 77, "caption": ["x"] * 77}
     path = write_parquet(root / "t.parquet", columns)
     data = path.read_bytes()

@@ -1,7 +1,6 @@
 """Folders of images, with captions in text files and classes as names of folders."""
 
 import pickle
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from helpers.color_cards import COLORS, encoded_card, guess_kind, reason
 from helpers.source_files import assert_refused, values_of
 
 
-def test_captions_lie_next_to_the_images(root: Path):
+def test_captions_lie_next_to_the_images(root):
     """Names are in order; hidden folders are left out, a link to the folder is not followed
     twice."""
     folder = root / "images"
@@ -41,7 +40,7 @@ def test_captions_lie_next_to_the_images(root: Path):
     assert reason(source, 0) == "blue.png: caption is empty"
 
 
-def test_images_need_no_captions(root: Path):
+def test_images_need_no_captions(root):
     (root / "images" / "red.txt").write_text("a caption that no one asked for")
     for folder in (root / "images", root):
         source = open_source(folder, kind="images")
@@ -53,7 +52,7 @@ def test_images_need_no_captions(root: Path):
         source[6]
 
 
-def test_the_first_folder_on_the_path_is_the_class(root: Path):
+def test_the_first_folder_on_the_path_is_the_class(root):
     cards = root / "cards"
     for name in ("warm/1.png", "warm/deeper/2.png", "cold/1.png", "stray.png"):
         (cards / name).parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +72,7 @@ def test_the_first_folder_on_the_path_is_the_class(root: Path):
     assert_refused(looks, root / "images", kind="labels")
 
 
-def test_folders_without_rows_are_refused(root: Path):
+def test_folders_without_rows_are_refused(root):
     looks = "looks like images only .* expected captions: captions would be in blue.txt"
     assert_refused(looks, root / "images")
     (root / "empty").mkdir()

@@ -1,7 +1,5 @@
 """JSON documents: lists as ALBEF, X-VLM, BLIP and ViLT read them, and what is no list of rows."""
 
-from pathlib import Path
-
 import pytest
 
 from eve_vl.data.image_refs import ImageFile
@@ -10,7 +8,7 @@ from helpers.color_cards import COLORS, assert_colors, encoded_card, guess_kind
 from helpers.source_files import assert_refused, reasons, values_of, write_json
 
 
-def test_albef_has_a_row_for_each_caption_or_for_each_image(root: Path):
+def test_albef_has_a_row_for_each_caption_or_for_each_image(root):
     name = "train2014/COCO_train2014_000000000009.jpg"
     (root / "train2014").mkdir()
     (root / name).write_bytes(encoded_card("red", "JPEG"))
@@ -31,7 +29,7 @@ def test_albef_has_a_row_for_each_caption_or_for_each_image(root: Path):
     assert guess_kind(root / "coco_test.json") == "captions"
 
 
-def test_vilt_pairs(root: Path):
+def test_vilt_pairs(root):
     pairs = [[f"images/{color}.png", f"a {color} card"] for color in COLORS]
     path = write_json(root / "train_annot.json", pairs)
     assert_colors(open_source(path))
@@ -40,7 +38,7 @@ def test_vilt_pairs(root: Path):
     assert_refused(looks, path, kind="questions")
 
 
-def test_broken_rows_have_a_reason_each(root: Path):
+def test_broken_rows_have_a_reason_each(root):
     rows = [["images/red.png", "x"], 3, ["images/red.png"], {"image": "images/red.png"}]
     expected = "expected an object or [image path, caption]"
     assert reasons(open_source(write_json(root / "t.json", rows))) == [
@@ -61,6 +59,6 @@ def test_broken_rows_have_a_reason_each(root: Path):
         ("", "not valid JSON"),
     ],
 )
-def test_documents_without_rows_are_refused(tmp_path: Path, text: str, problem: str):
+def test_documents_without_rows_are_refused(tmp_path, text, problem):
     (tmp_path / "t.json").write_text(text)
     assert_refused(problem, tmp_path / "t.json")

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
@@ -28,12 +27,12 @@ def pairs(image: str = "image", caption: str = "caption") -> list[dict[str, str]
         ("path", "caption"),
     ],
 )
-def test_usual_columns_are_found(root: Path, image: str, caption: str):
+def test_usual_columns_are_found(root, image, caption):
     assert_colors(open_source(write_jsonl(root / "t.jsonl", pairs(image, caption))))
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
-def test_rows_are_named_by_their_lines(root: Path, name: str):
+def test_rows_are_named_by_their_lines(root, name):
     """Also behind a byte order mark, with blank lines, and without an end of the last line."""
     lines = [json.dumps(row | {"caption": [row["caption"], " ", "x  "]}) for row in pairs()]
     (root / name).write_bytes(b"\xef\xbb\xbf" + "\r\n \n\n".join(lines).encode())
@@ -67,13 +66,13 @@ def test_rows_are_named_by_their_lines(root: Path, name: str):
         ("[" * 100_000, "not valid JSON"),
     ],
 )
-def test_a_broken_row_has_a_reason(root: Path, row: object, problem: str):
+def test_a_broken_row_has_a_reason(root, row, problem):
     source = open_source(write_jsonl(root / "t.jsonl", [GOOD, row]))
     assert reason(source, 1).startswith(f"t.jsonl:2: {problem}")
     assert source[0].captions == ("a red card",)
 
 
-def test_a_byte_that_is_not_utf8_breaks_its_row_only(root: Path):
+def test_a_byte_that_is_not_utf8_breaks_its_row_only(root):
     path = write_jsonl(root / "t.jsonl", pairs())
     path.write_bytes(path.read_bytes().replace(b"blue card", b"bl\xfce card"))
     source = open_source(path)
@@ -81,7 +80,7 @@ def test_a_byte_that_is_not_utf8_breaks_its_row_only(root: Path):
     assert source[3].captions == ("a gold card",)
 
 
-def test_image_paths_stay_inside_the_root(root: Path):
+def test_image_paths_stay_inside_the_root(root):
     outside = ["../out.png", "images/../../out.png", "/etc/passwd", ".."]
     rows = [GOOD | {"image": image} for image in outside]
     problems = reasons(open_source(write_jsonl(root / "t.jsonl", [GOOD, *rows])))
@@ -97,7 +96,7 @@ def test_image_paths_stay_inside_the_root(root: Path):
     assert_colors(open_source(path, image_root=os.path.relpath(root)))
 
 
-def test_a_wrong_image_root_is_refused(root: Path):
+def test_a_wrong_image_root_is_refused(root):
     path = write_jsonl(root / "images" / "t.jsonl", pairs())
     unusable = "none of the first 6 rows can be used.*images/images/red.png.*--data.image-root"
     assert_refused(unusable, path)
@@ -106,7 +105,7 @@ def test_a_wrong_image_root_is_refused(root: Path):
     assert_refused("is a file, expected a folder", path, image_root=path)
 
 
-def test_files_without_an_object_are_refused(root: Path):
+def test_files_without_an_object_are_refused(root):
     (root / "empty.jsonl").touch()
     assert_refused("the file has no rows", root / "empty.jsonl")
     path = write_jsonl(root / "junk.jsonl", ["junk"] * 3)

@@ -37,7 +37,7 @@ def karpathy(path: Path, splits: dict[str, list[str]], *, is_coco: bool = True) 
         ("train", ["lime", "gold", "pink"]),  # with restval
     ],
 )
-def test_a_split_has_its_images(root: Path, split: str, colors: list[str]):
+def test_a_split_has_its_images(root, split, colors):
     path = karpathy(root / "dataset_coco.json", SPLITS)
     source = open_source(f"{path}#{split}")
     assert values_of(source, "captions") == [(f"a {color} card",) * 2 for color in colors]
@@ -46,13 +46,13 @@ def test_a_split_has_its_images(root: Path, split: str, colors: list[str]):
     assert guess_kind(f"{path}#{split}") == "captions"
 
 
-def test_flickr30k_has_no_folders(root: Path):
+def test_flickr30k_has_no_folders(root):
     path = karpathy(root / "dataset_flickr30k.json", {"train": [*COLORS]}, is_coco=False)
     source = open_source(f"{path}#train", image_root=root / "images")
     assert_colors(source, [(f"a {color} card",) * 2 for color in COLORS])
 
 
-def test_mistakes_are_refused(root: Path):
+def test_mistakes_are_refused(root):
     path = karpathy(root / "dataset_coco.json", SPLITS)
     splits = (
         r"test 1, restval 1, val 1, train 2 \(train includes restval\);"

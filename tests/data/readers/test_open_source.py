@@ -14,7 +14,7 @@ from helpers.tars import write_tar_of
 PAIRS = [{"image": f"images/{color}.png", "caption": f"a {color} card"} for color in COLORS]
 
 
-def test_specs_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_specs_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     absolute_by_spec = {
         "t.jsonl": f"{tmp_path}/t.jsonl",
@@ -31,7 +31,7 @@ def test_specs_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert_refused("File name too long", "x" * 300)
 
 
-def test_a_source_outlives_a_change_of_folder(root: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_source_outlives_a_change_of_folder(root, monkeypatch):
     path = write_json(root / "a.json#b.json", PAIRS)  # a file with a hash has no split
     assert absolute_spec(str(path)) == str(path)
     monkeypatch.chdir(root)
@@ -40,7 +40,7 @@ def test_a_source_outlives_a_change_of_folder(root: Path, monkeypatch: pytest.Mo
     assert_colors(source)
 
 
-def test_missing_paths_are_refused_with_the_nearest_name(root: Path):
+def test_missing_paths_are_refused_with_the_nearest_name(root):
     write_jsonl(root / "train.jsonl", PAIRS)
     missing = "no such file or folder: .*"
     near = rf"{missing}/trian.jsonl \(did you mean 'train.jsonl'\?\)$"
@@ -50,7 +50,7 @@ def test_missing_paths_are_refused_with_the_nearest_name(root: Path):
     assert_refused(f"{missing}/train.jsonl/x", root / "train.jsonl" / "x")
 
 
-def test_formats_that_do_not_fit_are_refused(root: Path):
+def test_formats_that_do_not_fit_are_refused(root):
     path = write_jsonl(root / "t.dat", PAIRS)
     assert_colors(open_source(path, format="jsonl"))
     unknown = "cannot tell its format by its name; choose with --data.format: folder, jsonl"
@@ -64,7 +64,7 @@ def test_formats_that_do_not_fit_are_refused(root: Path):
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.csv"])
-def test_unusual_columns_must_be_named(root: Path, name: str):
+def test_unusual_columns_must_be_named(root, name):
     rows = [{"photo": row["image"], "words": row["caption"]} for row in PAIRS]
     text = {
         "t.jsonl": "junk\n" + "\n".join(json.dumps(row) for row in rows),
@@ -97,9 +97,7 @@ def test_unusual_columns_must_be_named(root: Path, name: str):
         ("images", "captions", ("image_root", "image_column", "text_column"), "a folder of images"),
     ],
 )
-def test_options_without_effect_are_refused(
-    root: Path, name: str, kind: str, options: tuple[str, ...], description: str
-):
+def test_options_without_effect_are_refused(root, name, kind, options, description):
     write_jsonl(root / "t.jsonl", [PAIRS[0] | {"label": 1}])
     write_jsonl(root / "labels.jsonl", [{"text": "x", "label": 1}])
     (root / "t.txt").write_text("a text\n")

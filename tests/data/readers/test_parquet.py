@@ -21,7 +21,7 @@ def write(path: Path, row_group_size: int | None = None, **columns: object) -> P
     return path
 
 
-def test_images_by_path(root: Path):
+def test_images_by_path(root):
     path = write(root / "t.parquet", 2, caption=CAPTIONS, image_path=PATHS)
     source = open_source(path)
     assert_colors(source)
@@ -32,7 +32,7 @@ def test_images_by_path(root: Path):
 
 
 @pytest.mark.parametrize("is_struct", [False, True])
-def test_images_within_several_files_leave_a_full_cache(tmp_path, monkeypatch, is_struct: bool):
+def test_images_within_several_files_leave_a_full_cache(tmp_path, monkeypatch, is_struct):
     monkeypatch.setattr("eve_vl.data.readers.parquet.CACHE_BYTES", 1)
     images: list[object] = [encoded_card(color) for color in COLORS]
     if is_struct:
@@ -46,7 +46,7 @@ def test_images_within_several_files_leave_a_full_cache(tmp_path, monkeypatch, i
     assert isinstance(source[0].image, ImageBytes)
 
 
-def test_mistakes_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch):
+def test_mistakes_are_refused(root, monkeypatch):
     path = write(root / "t.parquet", image=[1], caption=["x"], picture=[b"x"], number=[7])
     first = "The first: t.parquet row 1:"
     assert_refused(f"{first} image is int, expected a path", path)

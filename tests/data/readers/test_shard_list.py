@@ -5,13 +5,11 @@ import pytest
 from eve_vl.data.readers import shard_list, tar_index
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.utils.errors import StorageError, UserError
-from helpers.shard_store import NUM, Store, write_shard
+from helpers.shard_store import NUM, write_shard
 
 
 @pytest.mark.parametrize("is_lazy", [False, True])
-def test_the_list_of_many_shards_is_kept(
-    store: Store, monkeypatch: pytest.MonkeyPatch, is_lazy: bool
-):
+def test_the_list_of_many_shards_is_kept(store, monkeypatch, is_lazy):
     monkeypatch.setattr(shard_list, "MANY", 2)
     open_source(store.folder, by_shards=is_lazy)
     monkeypatch.setattr(shard_list, "find_index", None)
@@ -24,9 +22,7 @@ def test_the_list_of_many_shards_is_kept(
         open_source(store.folder, by_shards=is_lazy)
 
 
-def test_a_stated_number_of_rows_is_checked_when_the_shard_is_read(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_stated_number_of_rows_is_checked_when_the_shard_is_read(store, monkeypatch):
     monkeypatch.setattr(shard_list, "MANY", 2)
     stats = store.folder / "00001_stats.json"
     stats.write_text('{"successes": 5}')
@@ -39,13 +35,13 @@ def test_a_stated_number_of_rows_is_checked_when_the_shard_is_read(
     assert len(open_source(store.folder, by_shards=True)) == 3 * NUM
 
 
-def test_a_shard_without_a_stated_number_of_rows_is_counted(store: Store):
+def test_a_shard_without_a_stated_number_of_rows_is_counted(store):
     (store.folder / "00001_stats.json").write_text("{}")
     (store.folder / "00002_stats.json").unlink()
     assert len(open_source(store.folder, by_shards=True)) == 3 * NUM
 
 
-def test_a_local_shard_that_changed_is_not_indexed_again(store: Store):
+def test_a_local_shard_that_changed_is_not_indexed_again(store):
     path = store.folder / "00002.tar"
     source = open_source(path)
     write_shard(path, 500, 20)

@@ -1,9 +1,6 @@
 """The file that keeps the index of a tar shard."""
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from eve_vl.data.readers import tar_index
 from eve_vl.data.readers.open_source import open_source
@@ -11,9 +8,7 @@ from helpers.color_cards import COLORS
 from helpers.tar_shards import assert_as_webdataset, write_tar
 
 
-def test_an_index_is_kept_and_made_again_for_another_tar(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_index_is_kept_and_made_again_for_another_tar(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "x.tar", COLORS)
     source = open_source(path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.tar", "x.tar.index"]
@@ -25,7 +20,7 @@ def test_an_index_is_kept_and_made_again_for_another_tar(
     assert len(source) == 6
 
 
-def test_a_damaged_index_is_made_again(tmp_path: Path):
+def test_a_damaged_index_is_made_again(tmp_path):
     path = write_tar(tmp_path / "x.tar", COLORS)
     index_path = tmp_path / "x.tar.index"
     open_source(path)
@@ -43,9 +38,7 @@ def test_a_damaged_index_is_made_again(tmp_path: Path):
         assert_as_webdataset(open_source(path), [path])
 
 
-def test_the_cache_keeps_the_index_of_a_folder_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_cache_keeps_the_index_of_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "x.tar", COLORS)
     (tmp_path / "x.tar.index").mkdir()  # root may write anywhere, but not over a folder
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

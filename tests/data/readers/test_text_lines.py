@@ -2,7 +2,6 @@
 
 import gzip
 import pickle
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ LINES = "\ufefffirst\r\n\n  second line \n \nthe third, without an end"
 
 
 @pytest.mark.parametrize("name", ["t.txt", "T.TXT"])
-def test_each_line_is_a_text(tmp_path: Path, name: str):
+def test_each_line_is_a_text(tmp_path, name):
     (tmp_path / name).write_bytes(LINES.encode())
     source = open_source(tmp_path / name, kind="texts")
     assert rows_of(pickle.loads(pickle.dumps(source))) == [
@@ -29,7 +28,7 @@ def test_each_line_is_a_text(tmp_path: Path, name: str):
     assert_refused(looks, tmp_path / name)
 
 
-def test_broken_lines_have_a_reason_and_some_files_are_refused(tmp_path: Path):
+def test_broken_lines_have_a_reason_and_some_files_are_refused(tmp_path):
     path = tmp_path / "t.txt"
     path.write_bytes(b"fine\nb\xfcd\n" + b"word " * 2000 + b"\nfine too\n")
     source = open_source(path, kind="texts")

@@ -65,9 +65,7 @@ def write_vqa_images(folder: Path, subtype: str) -> None:
 
 
 @pytest.mark.parametrize(("version", "folder"), [("v2_", "train2014"), ("", ".")])
-def test_questions_have_the_answers_of_the_file_next_to_them(
-    tmp_path: Path, version: str, folder: str
-):
+def test_questions_have_the_answers_of_the_file_next_to_them(tmp_path, version, folder):
     write_vqa_images(tmp_path / "coco" / folder, "train2014")
     path = write_questions(tmp_path, version=version)
     write_annotations(tmp_path / f"{version}mscoco_train2014_annotations.json")
@@ -86,7 +84,7 @@ def test_questions_have_the_answers_of_the_file_next_to_them(
 
 
 @pytest.mark.parametrize("subtype", ["test2015", "test-dev2015"])
-def test_test_sets_have_no_answers(tmp_path: Path, subtype: str):
+def test_test_sets_have_no_answers(tmp_path, subtype):
     write_vqa_images(tmp_path / "test2015", "test2015")
     source = open_source(write_questions(tmp_path, subtype), kind="questions")
     assert values_of(source, "answers") == [(), (), ()]
@@ -95,7 +93,7 @@ def test_test_sets_have_no_answers(tmp_path: Path, subtype: str):
     assert source[2].answer_type == ""
 
 
-def test_missing_images_are_named(tmp_path: Path):
+def test_missing_images_are_named(tmp_path):
     write_vqa_images(tmp_path / "train2014", "train2014")
     (tmp_path / "train2014" / "COCO_train2014_000000000042.jpg").unlink()
     path = write_questions(tmp_path)
@@ -108,7 +106,7 @@ def test_missing_images_are_named(tmp_path: Path):
     assert_refused(problem, path, kind="questions")
 
 
-def test_files_that_do_not_belong_together_are_refused(tmp_path: Path):
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
     path = write_questions(tmp_path)
     unmatched = f"question ids are only in one of it and {ANNOTATIONS}, e.g."
     write_annotations(tmp_path / ANNOTATIONS, (9000,))
@@ -122,7 +120,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path):
     assert_refused(f"{path.name}: 2 {repeated}", path, kind="questions")
 
 
-def test_malformed_files_are_refused(tmp_path: Path):
+def test_malformed_files_are_refused(tmp_path):
     path = write_questions(tmp_path)
     no_effect = r"--data.label-column\) has no effect on a VQA v2 file of questions; leave it out"
     assert_refused(no_effect, path, kind="questions", label_column="answers")

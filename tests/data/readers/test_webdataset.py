@@ -2,7 +2,6 @@
 
 import pickle
 import tarfile
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from helpers.tar_shards import assert_as_webdataset, write_tar
 from helpers.tars import add_member, tar_of, write_tar_of
 
 
-def test_rows_are_those_of_the_webdataset_package(tmp_path: Path):
+def test_rows_are_those_of_the_webdataset_package(tmp_path):
     paths = [write_tar(tmp_path / f"{i:05}.tar", COLORS[3 * i : 3 * i + 3]) for i in range(2)]
     (tmp_path / "00000.parquet").touch()  # img2dataset's metadata, to be left alone
     (tmp_path / "00000_stats.json").touch()
@@ -27,14 +26,14 @@ def test_rows_are_those_of_the_webdataset_package(tmp_path: Path):
     assert source[4].where == "00001.tar:000000001"
 
 
-def test_a_field_of_the_json_may_be_the_caption(tmp_path: Path):
+def test_a_field_of_the_json_may_be_the_caption(tmp_path):
     path = write_tar(tmp_path / "x.tar", COLORS[:3])
     assert open_source(path, text_column="recaption")[2].captions == ("blue!",)
     problem = r"none of the first 3 rows can be used.*no field 'recap' \(fields: caption, status"
     assert_refused(problem, path, text_column="recap")
 
 
-def test_images_or_texts_alone(tmp_path: Path):
+def test_images_or_texts_alone(tmp_path):
     red = encoded_card("red")
     path = write_tar_of(tmp_path / "x.tar", {"red.png": red, "blue.txt": b"a text"})
     images = open_source(path, kind="images")
@@ -50,7 +49,7 @@ def test_images_or_texts_alone(tmp_path: Path):
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_tar_dialects_give_the_spans_that_tarfile_finds(tmp_path: Path, form: int):
+def test_tar_dialects_give_the_spans_that_tarfile_finds(tmp_path, form):
     """Long and non-ASCII names, folders, members in any order."""
     folder = "deep/" * 25 + "ä"
     long_name = "long" * 20
@@ -80,7 +79,7 @@ def test_tar_dialects_give_the_spans_that_tarfile_finds(tmp_path: Path, form: in
     assert reason(source, 3) == "x.tar:c: no .txt or .json next to the image"
 
 
-def test_tars_joined_by_cat_are_read_to_the_end(tmp_path: Path):
+def test_tars_joined_by_cat_are_read_to_the_end(tmp_path):
     """As by tarfile with ignore_zeros, whatever the padding between them."""
     joined = tmp_path / "joined.tar"
     content = b""
@@ -101,7 +100,7 @@ def test_tars_joined_by_cat_are_read_to_the_end(tmp_path: Path):
     assert_refused(problem, joined)
 
 
-def test_members_that_are_in_no_row_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_members_that_are_in_no_row_are_counted(tmp_path, capsys):
     """Also where a saved index is read; metadata, folders and hidden files are no losses."""
     names = ["a.png", "a.txt", "a.jpg", "a.txt", "v1.2.jpg", "v1.2.txt"]
     names += ["a.cls", "a.b.npy", ".b.png", "c/._d.png"]
@@ -121,7 +120,7 @@ def test_members_that_are_in_no_row_are_counted(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out == ""
 
 
-def test_truncated_tars_are_refused_and_not_indexed(tmp_path: Path):
+def test_truncated_tars_are_refused_and_not_indexed(tmp_path):
     data = write_tar(tmp_path / "whole.tar", COLORS).read_bytes()
     with tarfile.open(tmp_path / "whole.tar") as tar:
         last = tar.getmembers()[-1]
@@ -133,7 +132,7 @@ def test_truncated_tars_are_refused_and_not_indexed(tmp_path: Path):
     assert not (tmp_path / "cut.tar.index").exists()
 
 
-def test_damaged_tars_are_refused(tmp_path: Path):
+def test_damaged_tars_are_refused(tmp_path):
     path = write_tar(tmp_path / "x.tar", COLORS)
     with tarfile.open(path) as tar:
         third = tar.getmembers()[2].offset
@@ -153,7 +152,7 @@ def test_damaged_tars_are_refused(tmp_path: Path):
         assert_refused(f"x.tar: not a whole tar file {problem}", path)
 
 
-def test_missing_and_empty_shards_are_refused(tmp_path: Path):
+def test_missing_and_empty_shards_are_refused(tmp_path):
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
     assert_refused("no member is an image or a caption", tmp_path / "empty.tar")
