@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,36 +59,30 @@ MASKED = MaskedSignalConfig(decoder_depth=1, decoder_dim=16, decoder_num_heads=2
 # Features
 
 
-@pytest.mark.parametrize("name", ["retrieval", "baseline"])
-def test_features_of_a_run_with_contrast_are_its_projections(name):
-    run = tiny_run("masked", task=BASELINE) if name == "baseline" else tiny_run(name)
+def projected_cls(run: LoadedRun, tokens: Tokens, name: str) -> torch.Tensor:
+    """Return the normalised states of [CLS], behind the projection of a run with contrast."""
+    is_image = name == "image"
+    inputs = (tokens, None) if is_image else (None, tokens)
+    state_BD = run.task.encoder.encode(*inputs).x_BND[:, 0]
+    if isinstance(run.task, Retrieval | ContrastMatch):
+        features = run.task.contrast.features
+        state_BD = state_BD @ getattr(features, name).weight.T
+    return state_BD / state_BD.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", ["retrieval", "baseline", "masked", "vqa", "nlvr2", "encoder"])
+def test_features_are_projections_or_else_the_cls_state(name):
+    run = run_of(name)
     eve = Eve(run)
-    task = run.task
-    assert isinstance(task, Retrieval | ContrastMatch)
     images = [noise(seed) for seed in range(3)]
-    cls_BD = task.encoder.encode(image_tokens(task, *images), None).x_BND[:, 0]
-    expected = cls_BD @ task.contrast.features.image.weight.T
-    expected = expected / expected.norm(dim=1, keepdim=True)
     features = eve.encode_image(images)
     assert features.dtype == np.float32
-    assert features.shape == (3, 8)
-    assert_close(features, expected)
+    assert features.shape == (3, run.task.feature_dim)
+    assert_close(features, projected_cls(run, image_tokens(run.task, *images), "image"))
+    features = eve.encode_text(TEXTS)
     for row, text in enumerate(TEXTS):
-        state = task.encoder.encode(None, task.encoder.text(ids_of(eve, text), None)).x_BND[:, 0]
-        state = state @ task.contrast.features.text.weight.T
-        assert_close(eve.encode_text(TEXTS)[[row]], (state / state.norm()))
-
-
-def test_features_of_other_runs_are_the_cls_state():
-    for name in ("masked", "vqa", "nlvr2", "encoder"):
-        run = run_of(name)
-        state = run.task.encoder.encode(image_tokens(run.task, noise(0)), None).x_BND[:, 0]
-        features = Eve(run).encode_image(noise(0))
-        assert_close(features, (state / state.norm()))
-        state = run.task.encoder.encode(
-            None, run.task.encoder.text(ids_of(Eve(run), TEXT), None)
-        ).x_BND[:, 0]
-        assert_close(Eve(run).encode_text(TEXT), (state / state.norm()))
+        tokens = run.task.encoder.text(ids_of(eve, text), None)
+        assert_close(features[[row]], projected_cls(run, tokens, "text"))
 
 
 def test_order_is_kept_and_neighbours_do_not_matter():
@@ -117,16 +112,15 @@ def test_long_texts_are_cut_as_in_training():
 
 @pytest.mark.parametrize("name", ["retrieval", "baseline"])
 def test_match(name):
-    run = tiny_run("masked", task=BASELINE) if name == "baseline" else tiny_run(name)
+    run = run_of(name)
     eve = Eve(run)
-    task = run.task
-    assert isinstance(task, Retrieval | ContrastMatch)
-    assert task.contrast.match_head is not None
+    assert isinstance(run.task, Retrieval | ContrastMatch)
+    head = run.task.contrast.match_head
+    assert head is not None
     images = [noise(seed) for seed in range(3)]
-    expected = [
-        task.contrast.match_head(text_cls(eve, image, text)).softmax(1)[0, 1].item()
-        for image, text in zip(images, TEXTS, strict=True)
-    ]
+    expected = []
+    for image, text in zip(images, TEXTS, strict=True):
+        expected.append(head(text_cls(eve, image, text)).softmax(1)[0, 1].item())
     match_IT = eve.match(images, TEXTS)
     assert (match_IT.dtype, match_IT.shape) == (np.float32, (3, 3))
     assert_close(match_IT.diagonal(), expected)
@@ -140,12 +134,9 @@ def test_answer():
     assert isinstance(eve.task, VQA)
     expected_A = eve.task.answer_head(text_cls(eve, noise(0), TEXT)).sigmoid()[0].tolist()
     answers = eve.answer(noise(0), TEXT)
-    assert {answer.answer: answer.probability for answer in answers} == pytest.approx(
-        dict(zip(ANSWERS, expected_A, strict=True)), rel=1e-4
-    )
-    assert [answer.probability for answer in answers] == sorted(
-        (answer.probability for answer in answers), reverse=True
-    )
+    probabilities = {answer.answer: answer.probability for answer in answers}
+    assert probabilities == pytest.approx(dict(zip(ANSWERS, expected_A, strict=True)), rel=1e-4)
+    assert [*probabilities.values()] == sorted(probabilities.values(), reverse=True)
     assert eve.answer(noise(0), TEXT, top=2) == answers[:2]
     with pytest.raises(UserError, match="top 0 is not positive"):
         eve.answer(noise(0), TEXT, top=0)
@@ -168,29 +159,23 @@ def test_verify():
 
 def test_fill_mask():
     eve = Eve(tiny_run("masked"))
-    mask = eve.tokenizer.mask_id
+    word = eve.tokenizer.word
     ids = ids_of(eve, "a red circle, orange heart")[0].tolist()
-    words = [eve.tokenizer.word(token) for token in ids]
+    words = [word(token) for token in ids]
     places = [words.index("red"), words.index("orange")]
     for place in places:
-        ids[place] = mask
-    expected_MV = token_probabilities(eve, noise(0), ids, places)
+        ids[place] = eve.tokenizer.mask_id
+    best_MK = token_probabilities(eve, noise(0), ids, places).topk(3)
     filled = eve.fill_mask(noise(0), "a [MASK] circle, [MASK] heart", top=3)
-    best_MV = expected_MV.topk(3)
+    assert isinstance(filled, FilledText)
     for row, guesses in enumerate(filled.guesses):
-        assert [guess.text for guess in guesses] == [
-            eve.tokenizer.word(token) for token in best_MV.indices[row].tolist()
-        ]
-        assert [guess.probability for guess in guesses] == pytest.approx(
-            best_MV.values[row].tolist(), rel=1e-4
-        )
+        best_words = [word(token) for token in best_MK.indices[row].tolist()]
+        assert [guess.text for guess in guesses] == best_words
+        probabilities = [guess.probability for guess in guesses]
+        assert probabilities == pytest.approx(best_MK.values[row].tolist(), rel=1e-4)
     first, second = (guesses[0].text for guesses in filled.guesses)
     assert filled.text == f"a {first} circle, {second} heart"
-    assert isinstance(filled, FilledText)
 
-
-def test_fill_mask_needs_a_mask_that_is_read():
-    eve = Eve(tiny_run("masked"))
     with pytest.raises(UserError, match="nothing to fill in"):
         eve.fill_mask(noise(0), "a red circle")
     with pytest.raises(UserError, match="beyond the 12 tokens"):
@@ -199,10 +184,9 @@ def test_fill_mask_needs_a_mask_that_is_read():
 
 def test_a_mask_is_plain_text_elsewhere():
     eve = Eve(tiny_run("masked"))
-    plain = np.abs(eve.encode_text("a [MASK] circle") - eve.encode_text("a [ mask ] circle")).max()
-    ids = eve.tokenizer.encode("a [MASK] circle", 12)[0]
-    assert eve.tokenizer.mask_id not in ids
-    assert plain > 1e-3
+    difference = eve.encode_text("a [MASK] circle") - eve.encode_text("a [ mask ] circle")
+    assert np.abs(difference).max() > 1e-3
+    assert eve.tokenizer.mask_id not in eve.tokenizer.encode("a [MASK] circle", 12)[0]
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -238,19 +222,20 @@ def test_reconstruct(normalize):
 
 def test_reconstruct_draws_what_to_hide():
     eve = Eve(tiny_run("masked"))
-    first, again, with_seed_1 = (eve.reconstruct(noise(0), TEXT, seed=seed) for seed in (0, 0, 1))
+    first = eve.reconstruct(noise(0), TEXT)
+    again = eve.reconstruct(noise(0), TEXT, seed=0)
+    with_seed_1 = eve.reconstruct(noise(0), TEXT, seed=1)
     np.testing.assert_array_equal(first.reconstructed, again.reconstructed)
     assert (first.masked != with_seed_1.masked).any()
     for share, num_hidden in ((None, 12), (0.5, 8), (0.01, 1), (0.99, 15)):
         masked = eve.reconstruct(noise(0), TEXT, share=share).masked
         assert (masked == 128).all(2).sum() == pytest.approx(16 * num_hidden, abs=2)
-    for bad in (0, 1, 1.5, -1):
+    for share in (0, 1, -1):
         with pytest.raises(UserError, match="not in"):
-            eve.reconstruct(noise(0), TEXT, share=bad)
+            eve.reconstruct(noise(0), TEXT, share=share)
+    message = r"give at least one of the patches 0 to 15, and not all"
     for keep in ([], [16], [-1], range(16)):
-        with pytest.raises(
-            UserError, match=r"give at least one of the patches 0 to 15, and not all"
-        ):
+        with pytest.raises(UserError, match=message):
             eve.reconstruct(noise(0), TEXT, keep=keep)
 
 
@@ -299,10 +284,17 @@ RECIPES = {
     "verify": "demo_nlvr2",
     "explain": "scenes_retrieval",
 }
-MLM, MIM = (
-    f"eve pretrain with --task.{name}-weight 1 (here it is 0) and another --out"
-    for name in ("mlm", "mim")
-)
+SWITCHED_ON = "eve pretrain with --task.{}-weight 1 (here it is 0) and another --out"
+# calls whose head is switched off → its loss
+SWITCHED_OFF = {
+    ("pixels", "fill_mask"): "mlm",
+    ("pixels", "explain"): "mlm",
+    ("contrast", "fill_mask"): "mlm",
+    ("contrast", "explain"): "mlm",
+    ("tokens", "reconstruct"): "mim",
+    ("baseline_without_pixels", "reconstruct"): "mim",
+    ("contrast", "reconstruct"): "mim",
+}
 PRETRAIN = "eve pretrain, or the run that this one started from"
 
 
@@ -314,27 +306,8 @@ def run_of(name: str) -> LoadedRun:
 def how_to_get(name: str, call: str) -> str:
     """The advice by hand: train this task with the head that is off, else fine-tune from here or
     from where this came from."""
-    switched_off = {
-        **dict.fromkeys(
-            [
-                ("pixels", "fill_mask"),
-                ("pixels", "explain"),
-                ("contrast", "fill_mask"),
-                ("contrast", "explain"),
-            ],
-            MLM,
-        ),
-        **dict.fromkeys(
-            [
-                ("tokens", "reconstruct"),
-                ("baseline_without_pixels", "reconstruct"),
-                ("contrast", "reconstruct"),
-            ],
-            MIM,
-        ),
-    }
-    if (name, call) in switched_off:
-        return switched_off[name, call]
+    if (name, call) in SWITCHED_OFF:
+        return SWITCHED_ON.format(SWITCHED_OFF[name, call])
     if call in ("fill_mask", "reconstruct"):
         return PRETRAIN
     start = "PRETRAINED" if name in ("retrieval", "contrast_alone", "vqa", "nlvr2") else "tiny"
@@ -387,21 +360,16 @@ def test_a_fine_tuned_run_sends_people_to_the_run_that_it_started_from(tmp_path:
 def test_towers_that_never_meet_need_another_model_to_match():
     run = run_of("contrast_alone")
     eve = Eve(replace(run, config=replace(run.config, model=DualEncoderConfig())))
-    with pytest.raises(
-        UserError,
-        match=r"match: eve pretrain of another model, because itm_weight 1\.0 needs states of p",
-    ):
+    message = r"match: eve pretrain of another model, because itm_weight 1\.0 needs states of p"
+    with pytest.raises(UserError, match=message):
         _ = eve.match
 
 
-def test_help_tells_about_a_call():
-    text = pydoc.plain(pydoc.render_doc(Eve(tiny_run("vqa")).answer))
-    assert "answer(image: " in text and "top: int = 5, batch_size: int = 64" in text
-    assert "Answer a question about an image" in text and "top: Number of answers to show" in text
-
-
-def test_a_name_that_is_no_call_is_an_attribute_error():
+def test_a_call_has_a_help_text_and_another_name_is_an_attribute_error():
     eve = Eve(tiny_run("vqa"))
+    text = pydoc.plain(pydoc.render_doc(eve.answer))
+    for part in ("answer(image: ", "top: int = 5, batch_size: int = 64", "top: Number of answers"):
+        assert part in text
     with pytest.raises(AttributeError, match="'Eve' object has no attribute 'anwser'"):
         _ = eve.anwser
     assert getattr(eve, "verify", None) is None
@@ -415,39 +383,34 @@ def test_threads_share_runs():
     vqa = Eve(tiny_run("vqa", model=small))
     masked = Eve(tiny_run("masked", model=small))
     long = " ".join(TEXTS)
-    calls: list[
-        tuple[int, Callable[[], Any]]
-    ] = [  # how often, what; those that take long are rarer
-        (16, lambda: vqa.encode_image(noise(0)).tolist()),
-        (16, lambda: masked.encode_image(noise(1)).tolist()),
-        (16, lambda: vqa.encode_text([TEXT, long]).tolist()),
-        (16, lambda: masked.encode_text(TEXT).tolist()),
-        (6, lambda: vqa.answer(noise(0), TEXT)),
-        (6, lambda: vqa.answer(noise(1), long)),
-        (6, lambda: masked.fill_mask(noise(0), "a [MASK] circle")),
-        (2, lambda: masked.reconstruct(noise(0), TEXT).reconstructed.tolist()),
-        (1, lambda: vqa.explain(noise(0), TEXT, word="blue").values()),
-        (1, lambda: vqa.explain(noise(0), TEXT, block=0).values()),
-        (1, lambda: masked.explain(noise(0), TEXT, word="blue").values()),
+    calls: list[Callable[[], Any]] = [
+        lambda: vqa.encode_image(noise(0)).tolist(),
+        lambda: masked.encode_image(noise(1)).tolist(),
+        lambda: vqa.encode_text([TEXT, long]).tolist(),
+        lambda: masked.encode_text(TEXT).tolist(),
+        lambda: vqa.answer(noise(0), TEXT),
+        lambda: vqa.answer(noise(1), long),
+        lambda: masked.fill_mask(noise(0), "a [MASK] circle"),
+        lambda: masked.reconstruct(noise(0), TEXT).reconstructed.tolist(),
+        lambda: vqa.explain(noise(0), TEXT, word="blue").values(),
+        lambda: vqa.explain(noise(0), TEXT, block=0).values(),
+        lambda: masked.explain(noise(0), TEXT, word="blue").values(),
     ]
-    expected = [call() for _, call in calls]
+    frequencies = [16, 16, 16, 16, 6, 6, 6, 2, 1, 1, 1]  # those that take long are rarer
+    expected = [call() for call in calls]
 
-    def work(thread: int) -> list[tuple[int, Any]]:
-        chosen = random.Random(thread).choices(
-            range(len(calls)), [weight for weight, _ in calls], k=70
-        )
-        return [(number, calls[number][1]()) for number in chosen]
+    def wrong_calls(thread: int) -> list[int]:
+        numbers = random.Random(thread).choices(range(len(calls)), frequencies, k=70)
+        return [number for number in numbers if calls[number]() != expected[number]]
 
     with ThreadPoolExecutor(8) as pool:
-        results = list(itertools.chain(*pool.map(work, range(8))))
-    assert len(results) == 560
-    assert {number for number, _ in results} == set(range(len(calls)))
-    assert all(result == expected[number] for number, result in results)
-    for module in (*vqa.task.modules(), *masked.task.modules()):
-        assert not module._forward_hooks and not module._forward_pre_hooks and not module.training
-    assert all(
-        parameter.grad is None for parameter in (*vqa.task.parameters(), *masked.task.parameters())
-    )
+        assert list(pool.map(wrong_calls, range(8))) == [[]] * 8
+    for task in (vqa.task, masked.task):
+        for module in task.modules():
+            assert not module.training
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
+        assert all(parameter.grad is None for parameter in task.parameters())
 
 
 def test_load_from_a_folder(tmp_path: Path):
@@ -463,23 +426,18 @@ def test_load_from_a_folder(tmp_path: Path):
     )
 
 
-def test_auto_is_bfloat16_where_the_hardware_multiplies_it(monkeypatch):
-    for multiplies, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(
-            "torch.cpu._is_avx512_bf16_supported", lambda multiplies=multiplies: multiplies
-        )
+def test_devices_are_those_of_torch_and_auto_is_bfloat16_where_the_hardware_has_it(monkeypatch):
+    for has_bfloat16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        supported = partial(bool, has_bfloat16)
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", supported)
         assert pick_dtype("auto", torch.device("cpu")) == dtype
-
-
-def test_devices_are_those_of_torch():
     for name in ("cpu", "cpu:0", torch.device("cpu")):
         assert pick_device(name).type == "cpu"
     if not torch.cuda.is_available():
         assert pick_device("auto") == torch.device("cpu")
     for name in ("gpu", "cuda:99", "cuda:", "meta", "", None, torch.device("xpu:3")):
-        with pytest.raises(
-            UserError, match=rf"^device '{name}': torch has no such device here; give auto or cpu"
-        ):
+        message = rf"^device '{name}': torch has no such device here; give auto or cpu"
+        with pytest.raises(UserError, match=message):
             pick_device(name)  # pyright: ignore[reportArgumentType]
 
 

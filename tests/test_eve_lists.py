@@ -1,8 +1,5 @@
 """`Eve` on lists, folders and tables against single calls."""
 
-import io
-import json
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,8 @@ from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.tasks.masked_signal.predictor import FilledText
 from eve_vl.tasks.nlvr2.predictor import Judgement
 from eve_vl.utils.errors import UserError
+from helpers.source_files import write_jsonl
+from helpers.tars import write_tar_of
 from helpers.tiny_runs import TEXT, TEXTS, noise, tiny_run
 
 
@@ -28,36 +27,37 @@ def hook(module: Any, look: Callable[[Any], None]) -> None:
 def test_match_of_all_with_all():
     """Any sizes of lists and batches give what one by one gives; each image is embedded once."""
     eve = Eve(tiny_run("retrieval"))
-    source_images = [noise(seed, 20 + seed, 30) for seed in range(5)]
+    images = [noise(seed, 20 + seed, 30) for seed in range(5)]
     texts = [*TEXTS, " ".join(TEXTS), "a", TEXT, "red"]
-    expected = np.array([[eve.match(image, text) for text in texts] for image in source_images])
-    assert expected.std(0).min() > 1e-3
-    assert expected.std(1).min() > 1e-3
-    seen: list[int] = []
-    hook(eve.task.encoder.image, lambda images: seen.append(len(images)))
-    for batch_size in (1, 3, 7, 10, 64):
-        seen.clear()
-        np.testing.assert_allclose(eve.match(source_images, texts, batch_size), expected, atol=1e-5)
-        assert sum(seen) == len(source_images)
-        assert max(seen) == max(1, min(batch_size // len(texts), len(source_images)))
-    for images, words, rows, columns in (
-        (source_images[0], texts, [0], slice(None)),
-        (iter(source_images), texts[:1], slice(None), [0]),
-    ):
-        np.testing.assert_allclose(eve.match(images, words), expected[rows][:, columns], atol=1e-5)
-    np.testing.assert_allclose(eve.match(source_images, texts[0]), expected[:, :1], atol=1e-5)
-    assert eve.match([source_images[0]], [texts[0]]).shape == (1, 1)
-    assert [eve.match(*sizes).shape for sizes in (([], []), (source_images, []), ([], texts))] == [
-        (0, 0),
-        (5, 0),
-        (0, 7),
-    ]
+    expected = np.array([[eve.match(image, text) for text in texts] for image in images])
+    assert min(expected.std(0).min(), expected.std(1).min()) > 1e-3
+    batch_sizes: list[int] = []
+    hook(eve.task.encoder.image, lambda pixels: batch_sizes.append(len(pixels)))
+    for batch_size in (1, 7, 10, 64):
+        batch_sizes.clear()
+        np.testing.assert_allclose(eve.match(images, texts, batch_size), expected, atol=1e-5)
+        assert sum(batch_sizes) == 5
+        assert max(batch_sizes) == max(1, min(batch_size // len(texts), 5))
+    np.testing.assert_allclose(eve.match(images[0], texts), expected[:1], atol=1e-5)
+    np.testing.assert_allclose(eve.match(iter(images), texts[0]), expected[:, :1], atol=1e-5)
+    assert eve.match([images[0]], [texts[0]]).shape == (1, 1)
+    assert eve.match([], []).shape == (0, 0)
+    assert eve.match(images, []).shape == (5, 0)
+    assert eve.match([], texts).shape == (0, 7)
     with pytest.raises(UserError, match="batch_size 0 is not positive"):
-        eve.match(source_images, texts, 0)
+        eve.match(images, texts, 0)
 
 
-@pytest.mark.parametrize("call", ["answer", "verify", "fill_mask", "classify"])
-def test_a_list_gives_a_list_and_neighbours_do_not_matter(call):
+@pytest.mark.parametrize(
+    ("call", "run", "task"),
+    [
+        ("answer", "vqa", None),
+        ("verify", "nlvr2", None),
+        ("fill_mask", "masked", None),
+        ("classify", "masked", ClassificationConfig(inputs="both")),
+    ],
+)
+def test_a_list_gives_a_list_and_neighbours_do_not_matter(call, run, task):
     """One forward pass a batch, the same numbers as one by one; what is given alone goes with every
     row."""
     images = [noise(seed, 20 + seed, 30) for seed in range(5)]
@@ -68,52 +68,44 @@ def test_a_list_gives_a_list_and_neighbours_do_not_matter(call):
         "[MASK]",
         "on gray, [MASK] [MASK] [MASK]",
     ]
-    task = {
-        "answer": None,
-        "verify": None,
-        "fill_mask": None,
-        "classify": ClassificationConfig(inputs="both"),
-    }[call]
-    eve = Eve(tiny_run({"answer": "vqa", "verify": "nlvr2"}.get(call, "masked"), task=task))
+    eve = Eve(tiny_run(run, task=task))
     columns = [images, images[::-1], texts] if call == "verify" else [images, texts]
     method = getattr(eve, call)
     passes = []
     hook(eve.task.encoder.text, lambda _: passes.append(1))
     expected = [numbers(method(*row)) for row in zip(*columns, strict=True)]
     assert all(row != pytest.approx(expected[0], abs=1e-4) for row in expected[1:])
-    for batch_size in (2, 5, 64):
+    for batch_size, num_passes in ((2, 3), (5, 1), (64, 1)):
         passes.clear()
         results = method(*columns, batch_size=batch_size)
-        assert len(passes) == -(-5 // batch_size)
+        assert len(passes) == num_passes
         for row, expected_row in zip(results, expected, strict=True):
-            assert numbers(row).keys() == expected_row.keys()
             assert numbers(row) == pytest.approx(expected_row, abs=1e-5)
-    same = method(images[0], *columns[1:])
-    assert [numbers(row) for row in same] == [
-        pytest.approx(numbers(method(images[0], *row)), abs=1e-5)
-        for row in zip(*columns[1:], strict=True)
-    ]
+
+    other_columns = columns[1:]
+    with_first_image = method(images[0], *other_columns)
+    for result, row in zip(with_first_image, zip(*other_columns, strict=True), strict=True):
+        assert numbers(result) == pytest.approx(numbers(method(images[0], *row)), abs=1e-5)
     assert method(*([] for _ in columns)) == []
-    with pytest.raises(
-        UserError, match="lists of 2 and 5 given: give lists of equal length, or one for all"
-    ):
+    message = "lists of 2 and 5 given: give lists of equal length, or one for all"
+    with pytest.raises(UserError, match=message):
         method(*columns[:-1], texts[:2])
     with pytest.raises(UserError, match="text 1: got int, expected one text"):
         method(*columns[:-1], ["[MASK]", 2])
 
 
 def numbers(result: Any) -> dict[str, float]:
-    """The probabilities that a call gives for one row, by what they are of."""
-    if isinstance(result, FilledText):
-        guesses = [
-            (place, guess) for place, guesses in enumerate(result.guesses) for guess in guesses
-        ]
-        return {f"{place} {guess.text}": guess.probability for place, guess in guesses}
+    """Return the probabilities that a call gives for one row, by what they are of."""
     if isinstance(result, Judgement):
         return {"true": result.probability}
-    return {
-        getattr(answer, "answer", None) or answer.label: answer.probability for answer in result
-    }
+    if isinstance(result, FilledText):
+        probabilities = {}
+        for place, guesses in enumerate(result.guesses):
+            for guess in guesses:
+                probabilities[f"{place} {guess.text}"] = guess.probability
+        return probabilities
+    name = "answer" if hasattr(result[0], "answer") else "label"
+    return {getattr(answer, name): answer.probability for answer in result}
 
 
 # Folders, tables and the like
@@ -129,20 +121,19 @@ def photos(tmp_path: Path) -> Path:
     for number, name in enumerate(names):
         size = (39, 7) if "thin" in name else (20 + number, 30)
         Image.fromarray(noise(number, *size)).save(folder / name)
-    rows = [
-        {"photo": f"photos/{name}", "image": f"photos/{name}", "caption": [name, f"a {name}"]}
-        for name in names
-    ]
+    rows = []
+    for name in names:
+        path = f"photos/{name}"
+        rows.append({"photo": path, "image": path, "caption": [name, f"a {name}"]})
     rows.insert(2, {"photo": "photos/gone.png", "image": "photos/gone.png", "caption": ["gone"]})
-    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    write_jsonl(tmp_path / "table.jsonl", [*rows, "{"])
     lines = [f"{row['image']},{row['caption'][0]}" for row in rows]
     (tmp_path / "table.csv").write_text("\n".join(["image,caption", *lines]))
-    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
-        for number, name in enumerate(names):
-            for suffix, data in ((".png", (folder / name).read_bytes()), (".txt", name.encode())):
-                member = tarfile.TarInfo(f"{number:04}{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+    members = {}
+    for number, name in enumerate(names):
+        members[f"{number:04}.png"] = (folder / name).read_bytes()
+        members[f"{number:04}.txt"] = name.encode()
+    write_tar_of(tmp_path / "shard.tar", members)
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:200])
     return folder
 
@@ -190,15 +181,13 @@ def test_texts_of_files_and_tables(photos, tmp_path):
         assert features.names == TEXTS
     features = eve.encode_text(tmp_path / "table.jsonl", batch_size=3)
     names = ["a.png", "b.png", "gone", "inner/c.png", "inner/d.png", "inner/thin.png"]
-    assert sorted(features.names) == sorted(
-        [*names, *(f"a {name}" for name in names if name != "gone")]
-    )
+    second_captions = [f"a {name}" for name in names if name != "gone"]
+    assert sorted(features.names) == sorted([*names, *second_captions])
     np.testing.assert_allclose(features, eve.encode_text(list(features.names)), atol=1e-5)
     assert [error.where for error in features.skipped] == ["table.jsonl:7"]
     assert eve.encode_text(tmp_path / "table.csv", text_column="caption").names == tuple(names)
-    assert eve.encode_text(str(tmp_path / "lines.txt")).names == (
-        str(tmp_path / "lines.txt"),
-    )  # a text like any other
+    path = str(tmp_path / "lines.txt")
+    assert eve.encode_text(path).names == (path,)  # a text like any other
 
 
 def test_arrays_and_iterators_of_images():
@@ -206,26 +195,17 @@ def test_arrays_and_iterators_of_images():
     array = np.stack([noise(seed) for seed in range(3)])
     expected = np.concatenate([eve.encode_image(image) for image in array])
     tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
-    for several in (
-        array,
-        tensor,
-        array / 255,
-        tensor / 255,
-        iter(array),
-        (noise(seed) for seed in range(3)),
-        tuple(array),
-    ):
-        np.testing.assert_allclose(eve.encode_image(several), expected, atol=1e-5)
+    arrays = (array, tensor, array / 255, tensor / 255)
+    for images in (*arrays, iter(array), (image for image in array), tuple(array)):
+        np.testing.assert_allclose(eve.encode_image(images), expected, atol=1e-5)
     assert eve.encode_image(array[0]).names == ("image",)
     assert eve.encode_image(array).names == ("image 0", "image 1", "image 2")
     assert eve.encode_image(array[:0]).shape == (0, 8)
-    with pytest.raises(
-        UserError, match=r"^image 0: array of shape \(3, 16, 16\), expected \(height, width, 3\)"
-    ):
+    message = r"^image 0: array of shape \(3, 16, 16\), expected \(height, width, 3\)"
+    with pytest.raises(UserError, match=message):
         eve.encode_image(array.transpose(0, 3, 1, 2))
-    with pytest.raises(
-        UserError, match=r"^image 0: tensor of shape \(16, 16, 3\), expected \(3, height, width\)"
-    ):
+    message = r"^image 0: tensor of shape \(16, 16, 3\), expected \(3, height, width\)"
+    with pytest.raises(UserError, match=message):
         eve.encode_image(torch.from_numpy(array))
 
 

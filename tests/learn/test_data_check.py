@@ -47,7 +47,8 @@ def test_copies_are_in_one_part_and_near_duplicates_are_noted(table, tmp_path, c
     check_data(plan)
     split = json.loads((tmp_path / "out" / SPLIT_FILE).read_text())
     names = [json.loads(line)["image"] for line in table.read_text().splitlines()]
-    ((val,), (test,)) = split["val"], split["test"]
+    (val,) = split["val"]
+    (test,) = split["test"]
     parts = {"train": set(names) - {names[row] for row in val + test}}
     parts["val"] = {names[row] for row in val}
     parts["test"] = {names[row] for row in test}
