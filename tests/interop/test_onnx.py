@@ -87,11 +87,12 @@ class ExportedRun:
 
 @pytest.fixture(scope="module")
 def retrieval(tmp_path_factory) -> ExportedRun:
-    """A run with experts, all of whose files were exported by a command."""
+    """A run with experts, of which a command exported the encoders."""
     folder = tmp_path_factory.mktemp("retrieval")
     run = write_run(tiny_run("retrieval", model=EXPERTS), folder / "run")
     numbers = folder / "onnx_numbers.json"
-    main(["export", str(run), str(folder / "onnx"), "--json", str(numbers)])
+    parts = ["--parts", "image_encoder", "text_encoder"]
+    main(["export", str(run), str(folder / "onnx"), "--json", str(numbers), *parts])
     return ExportedRun(folder)
 
 
@@ -100,7 +101,7 @@ def stacked(images: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("numbers", BATCHES)
-def test_features_and_matches_are_those_of_eve(retrieval, numbers):
+def test_features_are_those_of_eve(retrieval, numbers):
     eve = retrieval.eve
     images = [noise(seed) for seed in range(len(numbers))]
     texts = [TEXTS[number] for number in numbers]
@@ -109,13 +110,6 @@ def test_features_and_matches_are_those_of_eve(retrieval, numbers):
     for num_extra in (0, 2):
         text_inputs = retrieval.text_inputs(texts, num_extra)
         assert_close(retrieval.compute("text_encoder", **text_inputs), eve.encode_text(texts))
-
-    text_inputs = retrieval.text_inputs(texts)
-    logits = retrieval.compute("matcher", pixels=stacked(images), **text_inputs)
-    matches = torch.from_numpy(logits).softmax(1)[:, 1].numpy()
-    assert_close(matches, eve.match(images, texts).diagonal())
-    if numbers == (1,) * 6:  # images matter
-        assert np.ptp(matches) > 0.01
 
 
 def test_answers_are_those_of_the_task(tmp_path):
@@ -133,6 +127,8 @@ def test_answers_are_those_of_the_task(tmp_path):
         logits = exported.compute("answerer", pixels=stacked(images), **text_inputs)
         batch = inputs.pairs(user_images(images), texts)
         assert_close(logits, task.predict(batch)[0])
+        if numbers == (1,) * 6:  # images matter
+            assert np.ptp(logits, axis=0).max() > 0.01
     assert json.loads((exported.folder / "answers.json").read_text()) == list(ANSWERS)
 
 
@@ -147,7 +143,7 @@ def test_co_attention_and_two_passes_with_relative_positions_are_exported(tmp_pa
     run = tiny_run("", task=matching)
     task = build_task(config, run.tokenizer).eval()
     write_run(replace(run, config=config, task=task), tmp_path / "towers")
-    vlmo = tiny_vlmo(depth=1, num_deep_blocks=1)
+    vlmo = tiny_vlmo(depth=1, num_deep_blocks=0)
     items = tiny_run("", task=PairConfig(), model=vlmo)
     write_run(items, tmp_path / "items")
     for name, part in (("towers", "matcher"), ("items", "comparer")):
@@ -160,7 +156,7 @@ def test_export_json_describes_the_files(retrieval):
     assert (description["image_size"], description["max_text_tokens"]) == (16, 12)
     assert description["comparable"] is True
     parts = description["parts"]
-    assert sorted(parts) == ["image_encoder", "matcher", "text_encoder"]
+    assert list(parts) == ["image_encoder", "text_encoder"]
     numbers = json.loads((retrieval.folder.parent / "onnx_numbers.json").read_text())
     for name, part in parts.items():
         session = retrieval.session(name)
