@@ -1,6 +1,6 @@
 """Rows of noise images with short texts, and a tokenizer that knows these texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -40,6 +40,10 @@ class ListSource(Generic[Row]):
         if row is None:
             raise BadSampleError(f"{self.name}:{index}", "made to be broken")
         return row
+
+    def __iter__(self) -> Iterator[Row]:
+        for index in range(len(self)):
+            yield self[index]
 
 
 def noise(*key: int, height: int = 20, width: int = 20) -> ImagePixels:

@@ -90,7 +90,7 @@ def test_scores_depend_neither_on_order_nor_number_of_queries_nor_on_autocast():
         assert torch.equal(scores_of(single_1D, candidate_CD)[0], scores_QC[query])
 
     with torch.autocast("cpu", torch.bfloat16):
-        again_QC = scores_of(query_QD.requires_grad_(), candidate_CD)
+        again_QC = scores_of(query_QD.requires_grad_(), candidate_CD.requires_grad_())
     assert torch.equal(again_QC, scores_QC)
     assert not again_QC.requires_grad
 

@@ -27,7 +27,7 @@ from helpers.tiny_rows import ListSource, noise, pairs, tiny_tokenizer
 TOKENIZER = tiny_tokenizer()
 
 
-def dataset_of(*sources: Any, training: bool = False, **task: Any) -> MaskedPairs:
+def dataset_of(*sources: Any, training: bool = False, **task: Any) -> Any:
     config = tiny_config(task=ContrastMatchConfig(**task))
     return MaskedPairs(sources, config, TOKENIZER, training=training)
 
