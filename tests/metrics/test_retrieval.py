@@ -95,8 +95,8 @@ def test_intervals_of_the_mean_of_recalls_are_those_of_images_with_their_caption
     itc_rank_I = rank_I + rng.integers(0, 4, size=60)
     itc_rank_I5 = rank_I5 + rng.integers(0, 4, size=(60, 5))
     image_T = torch.arange(60).repeat_interleave(5)
-    ranks = certain_ranks(*rank_I), certain_ranks(*rank_I5.flatten())
-    itc_only = certain_ranks(*itc_rank_I), certain_ranks(*itc_rank_I5.flatten())
+    ranks = certain_ranks(*rank_I.tolist()), certain_ranks(*rank_I5.flatten().tolist())
+    itc_only = certain_ranks(*itc_rank_I.tolist()), certain_ranks(*itc_rank_I5.flatten().tolist())
     numbers = retrieval.summary(*ranks, image_T, itc_only)
 
     r_mean = measured(numbers["r_mean"])
