@@ -64,7 +64,7 @@ def test_every_weight_learns_and_a_few_rows_are_learnt_by_heart(name):
 @pytest.mark.parametrize("name", SECTIONS)
 def test_evaluation_depends_neither_on_batch_size_nor_on_order(name):
     task = build(config_of(name))
-    dataset = eval_set(task.config)
+    dataset = eval_set(task.config, 11)
     numbers = numbers_of(task, dataset, 7)
     assert numbers_of(task, dataset, 1) == pytest.approx(numbers, rel=1e-6)
     batches = shuffled(dataset, 5, seed=0)

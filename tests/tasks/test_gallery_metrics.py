@@ -22,7 +22,7 @@ from helpers.slow_search import (
 from helpers.tiny_rows import ListSource, pairs
 from helpers.tiny_tasks import TOKENIZER, numbers_of, retrieval
 
-NUM_PHANTOMS = 24
+NUM_PHANTOMS = 20
 
 
 @pytest.fixture(autouse=True)
