@@ -68,8 +68,7 @@ def write_tar(folder: Path, rows: Rows) -> str:
 
 def write_remote_tar(folder: Path, rows: Rows) -> str:
     url = f"memory://copies/{folder.name}.tar"
-    with fsspec.open(url, "wb") as file:
-        file.write(tar_of(members(rows)))
+    fsspec.filesystem("memory").pipe(url, tar_of(members(rows)))
     return url
 
 

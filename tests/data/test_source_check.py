@@ -234,18 +234,6 @@ def check(eve, *args: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_broken_rows_at_the_start_stop_a_run_but_not_the_check(eve, table):
-    rows = [{"image": f"gone{number}.png", "caption": "x"} for number in range(20)]
-    write_jsonl(table, [*rows, {"image": "a.png", "caption": "x"}])
-    code, text = check(eve, table)
-    assert code == 1
-    assert text.count("broken: t.jsonl:") == 20
-    assert "usable              1\n" in text
-    done = eve("pretrain", "tiny", "--data.train", table, "--data.val", table)
-    assert done.returncode == 2
-    assert "none of the first 16 rows can be used" in done.stderr
-
-
 def test_a_recipe_names_rows_that_it_cannot_use(eve, table, monkeypatch):
     code, text = check(eve, table, "--recipe", "demo_vqa")
     assert code == 2

@@ -7,7 +7,7 @@ from eve_vl.data.image_refs import ImageFile
 from eve_vl.data.kinds.images import ImageOnly
 from eve_vl.data.readers.open_source import open_source
 from helpers.color_cards import COLORS, rows_of
-from helpers.source_files import reasons, write_jsonl
+from helpers.source_files import write_jsonl
 
 
 def test_tables_with_further_columns(root):
@@ -21,19 +21,3 @@ def test_tables_with_further_columns(root):
         images = rows_of(open_source(path, kind="images"))
         assert {type(row) for row in images} == {ImageOnly}
         assert [row.image for row in images] == expected
-
-
-def test_broken_rows_have_a_reason_each(root):
-    rows = [
-        {"image": "images/red.png"},
-        {"image": 7},
-        {"image": "../x.png"},
-        {"photo": "images/red.png"},
-    ]
-    path = write_jsonl(root / "t.jsonl", rows)
-    assert reasons(open_source(path, kind="images")) == [
-        "t.jsonl:2: image is int, expected a path",
-        f"t.jsonl:3: image path '../x.png' leaves {root};"
-        " name the images' folder: --data.image-root",
-        "t.jsonl:4: no field 'image' (fields: photo)",
-    ]

@@ -125,10 +125,3 @@ def test_broken_rows_have_a_reason_each(root):
 def test_rows_of_another_kind_are_refused(root, row, kind, looks):
     path = write_jsonl(root / "t.jsonl", [row])
     assert_refused(f"^{path}: looks like {looks}", path, kind=kind)
-
-
-def test_folders_hold_no_questions(root):
-    (root / "images" / "red.txt").write_text("a red card")
-    looks = r"looks like images with captions \(fields image, captions\), expected questions"
-    assert_refused(looks, root / "images", kind="questions")
-    assert guess_kind(root / "images") == "captions"

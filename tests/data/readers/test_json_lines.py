@@ -64,6 +64,8 @@ def test_rows_are_named_by_their_lines(root, name):
             "caption is not valid Unicode (it has half of a surrogate pair)",
         ),
         ("[" * 100_000, "not valid JSON"),
+        ('{"image": ' + "9" * 5000 + "}", "not valid JSON"),
+        ("\0" * 50, "not valid JSON"),
     ],
 )
 def test_a_broken_row_has_a_reason(root, row, problem):
