@@ -23,17 +23,32 @@ from helpers.tiny_runs import BASELINE, TEXT, ids_of, image_tokens, noise, tiny_
 NUM_PATCHES = 16
 
 
+def watched_inputs(encoder: Any, num_tokens: int) -> dict[int, Tensor]:
+    """Return a table that a pass fills with the tokens that enter the experts of each block."""
+    x_of_block: dict[int, Tensor] = {}
+
+    def watch(number: int, _module: nn.Module, arguments: tuple[Tensor, Any]) -> None:
+        x_of_block[number] = arguments[0][:num_tokens]
+
+    for number in (1, 2):  # the blocks with experts
+        encoder.blocks[number].ffn.register_forward_pre_hook(partial(watch, number))
+    return x_of_block
+
+
 @pytest.mark.parametrize(
-    "model", [{}, {"routing": "reference-dropless"}], ids=["dropless", "reference-dropless"]
+    ("inputs", "routing"),
+    [
+        ("image", "dropless"),
+        ("text", "dropless"),
+        ("both", "dropless"),
+        ("both", "reference-dropless"),
+    ],
 )
-@pytest.mark.parametrize("inputs", ["image", "text", "both"])
-def test_tokens_go_where_the_router_sends_them(inputs, model):
-    eve: Any = Eve(tiny_run("masked", model=model))
+def test_tokens_go_where_the_router_sends_them(inputs, routing):
+    eve: Any = Eve(tiny_run("masked", model={"routing": routing}))
     encoder = eve.task.encoder
-    image = None
+    image = text_part = image_part = None
     text = ""
-    image_part = None
-    text_part = None
     is_text = []
     if inputs != "text":
         image = noise(0)
@@ -46,14 +61,10 @@ def test_tokens_go_where_the_router_sends_them(inputs, model):
         text_part = encoder.text(ids, None)
         is_text += [1] * ids.shape[1]
     expert_map = eve.experts(image, text)
+    assert expert_map.grid == ((4, 4) if image is not None else (0, 0))
+    assert expert_map.words == (("[CLS]", *TEXT.split()) if text else ())
 
-    x_of_block: dict[int, Tensor] = {}
-
-    def watch(number: int, _module: nn.Module, arguments: tuple[Tensor, Any]) -> None:
-        x_of_block[number] = arguments[0][: len(is_text)]
-
-    for number in (1, 2):  # the blocks with experts
-        encoder.blocks[number].ffn.register_forward_pre_hook(partial(watch, number))
+    x_of_block = watched_inputs(encoder, len(is_text))
     with torch.no_grad():
         encoded = encoder.encode(image_part, text_part)
     assert [block.number for block in expert_map.blocks] == [1, 2]
@@ -62,6 +73,7 @@ def test_tokens_go_where_the_router_sends_them(inputs, model):
         x_ND = x_of_block[block.number] + router.modality_embed[is_text]
         gates_NE = (x_ND @ router.weight.T).softmax(1).detach()
         gates_N2, experts_N2 = gates_NE.topk(2)
+        assert block.num_experts == 4
         assert block.experts.tolist() == experts_N2.tolist()
         expected_N2 = gates_N2 / gates_N2.sum(1, keepdim=True)
         np.testing.assert_allclose(block.gates, expected_N2, rtol=1e-4)
@@ -69,10 +81,8 @@ def test_tokens_go_where_the_router_sends_them(inputs, model):
         parts = (block.experts[:num_image], block.experts[num_image:])
         for part, counts_E in zip(parts, counts_of_training_ME, strict=True):
             assert np.bincount(part.flatten(), minlength=4).tolist() == counts_E.tolist()
-        assert block.num_experts == 4
-    assert expert_map.grid == ((4, 4) if image is not None else (0, 0))
-    assert expert_map.words == (("[CLS]", *TEXT.split()) if text else ())
     colors = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in expert_colors(4)]
+    assert len(set(colors)) == 4
     for block in json.loads(json.dumps(expert_map.values()))["blocks"]:
         assert block["colors"] == colors
 
@@ -127,7 +137,3 @@ def test_the_command_draws_an_image_for_each_block(eve, tmp_path: Path):
             expected = 0.45 * noise(0)[row * 4, column * 4] + 0.55 * colors[expert]
             assert np.abs(drawing[y, x] - expected).max() <= 1.5
     assert eve("experts", "run", "--json", "x.json").stderr.count("\n") == 1
-
-
-def test_experts_have_different_colors():
-    assert len(set(expert_colors(4))) == 4

@@ -68,9 +68,13 @@ class SlowAttention(torch.nn.Module):
         q = q + self.weights["q_bias"]
         v = v + self.weights["v_bias"]
         heads = []
-        parts = zip(*(part.chunk(self.num_heads, dim=1) for part in (q, k, v)), strict=True)
-        for head, (head_q, head_k, head_v) in enumerate(parts):
-            weights_NN = (head_q @ head_k.T / head_q.shape[1] ** 0.5).softmax(1)
+        width = q.shape[1] // self.num_heads
+        for head in range(self.num_heads):
+            columns = slice(head * width, (head + 1) * width)
+            head_q = q[:, columns]
+            head_k = k[:, columns]
+            head_v = v[:, columns]
+            weights_NN = (head_q @ head_k.T / width**0.5).softmax(1)
             self.weights_of_heads.append(weights_NN)
             if self.moved is not None and self.moved[0] == head:
                 weights_NN = weights_NN.clone()
@@ -79,25 +83,23 @@ class SlowAttention(torch.nn.Module):
         return torch.cat(heads, dim=1) @ self.weights["proj.weight"].T + self.weights["proj.bias"]
 
 
-@pytest.mark.parametrize("with_padding", [False, True])
-def test_explicit_attention_equals_the_fused_kernel(with_padding):
+def test_explicit_attention_equals_the_fused_kernel():
+    """With and without padding."""
     attention = Attention(16, 2)
     randomize(attention, seed=1)
     x_BND = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(2))
-    may_attend = None
-    is_padding_BN = None
-    if with_padding:
-        is_padding_BN = torch.arange(7) >= torch.tensor([7, 3, 1])[:, None]
-        may_attend = ~is_padding_BN[:, None, None]
-    q, k, v = attention.split_heads(x_BND)
-    weights_BHNN = attention_weights(q, k, may_attend)
-    fused = F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend)
-    torch.testing.assert_close(weights_BHNN @ v, fused)
-    torch.testing.assert_close(weights_BHNN.sum(3), torch.ones(3, 2, 7))
-    if with_padding:
-        assert not weights_BHNN[1, :, :, 3:].any()
-    joined = attention.join_heads(weights_BHNN @ v)
-    torch.testing.assert_close(joined, attention(x_BND, is_padding_BN))
+    for is_padding_BN in (None, torch.arange(7) >= torch.tensor([7, 3, 1])[:, None]):
+        may_attend = None
+        if is_padding_BN is not None:
+            may_attend = ~is_padding_BN[:, None, None]
+        q, k, v = attention.split_heads(x_BND)
+        weights_BHNN = attention_weights(q, k, may_attend)
+        fused = F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend)
+        torch.testing.assert_close(weights_BHNN @ v, fused)
+        torch.testing.assert_close(weights_BHNN.sum(3), torch.ones(3, 2, 7))
+        joined = attention.join_heads(weights_BHNN @ v)
+        torch.testing.assert_close(joined, attention(x_BND, is_padding_BN))
+    assert not weights_BHNN[1, :, :, 3:].any()
 
 
 @pytest.mark.parametrize("block", [0, 1, 2])
@@ -114,8 +116,8 @@ def test_weight_times_gradient_equals_moving_each_weight(block):
 
     unmoved = SlowAttention(attention)
     assert score_with(unmoved) == pytest.approx(score_of(states(model)).item(), rel=1e-10)
-    queries = (0, NUM_IMAGE, NUM_IMAGE + 3)
-    for query, key in itertools.product(queries, range(0, NUM_TOKENS, 2)):
+    keys = (0, 1, 8, 16, NUM_IMAGE, NUM_TOKENS - 1)
+    for query, key in itertools.product((0, NUM_IMAGE), keys):
         expected = 0.0
         for head in range(2):
             moved = (head, query, key)
@@ -142,16 +144,10 @@ def test_the_encoder_is_left_as_it_was():
         gradcam(model, "blocks.1.attn", fail)
     assert torch.equal(states(model), before)
     assert dict(model.named_modules()) == modules
-    assert not any(module._forward_hooks for module in model.modules())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_parameters_need_no_gradients():
-    model = double_encoder().requires_grad_(False)
-    with torch.no_grad():
-        cam_BNN, _ = gradcam(model, "blocks.0.attn", lambda twin: score_of(states(twin)))
-    assert cam_BNN.max() > 0
-    assert not cam_BNN.requires_grad
+    for module in model.modules():
+        assert not module._forward_hooks
+    for parameter in model.parameters():
+        assert parameter.grad is None
 
 
 def test_padding_and_other_samples_get_nothing():
@@ -170,11 +166,16 @@ def test_padding_and_other_samples_get_nothing():
 
 
 def test_in_the_last_block_only_the_row_that_is_read_matters():
-    _, matters_BN = gradcam(double_encoder(), "blocks.2.attn", lambda twin: score_of(states(twin)))
+    """Parameters need no gradients."""
+    model = double_encoder().requires_grad_(False)
+    with torch.no_grad():
+        cam_BNN, matters_BN = gradcam(model, "blocks.2.attn", lambda twin: score_of(states(twin)))
     assert matters_BN[0].nonzero().flatten().tolist() == [NUM_IMAGE]
+    assert cam_BNN.max() > 0
+    assert not cam_BNN.requires_grad
 
 
-@pytest.mark.parametrize("block", [0, 1, 2])
+@pytest.mark.parametrize("block", [0, 2])
 def test_passes_of_parts_of_a_batch_are_put_together(block):
     model = double_encoder(routing="reference-dropless")
     rng = torch.Generator().manual_seed(5)
@@ -196,8 +197,7 @@ def test_passes_of_parts_of_a_batch_are_put_together(block):
     torch.testing.assert_close(list(cam_of(slice(0, 4), 2)), expected)
 
 
-@pytest.mark.parametrize("with_keys", [False, True])
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("with_keys", "with_bias"), [(True, False), (False, True)])
 def test_cross_attention_and_biased_attention_are_supported(with_keys, with_bias):
     attention = Attention(16, 2)
     randomize(attention, seed=1)
@@ -226,7 +226,7 @@ def test_cross_attention_and_biased_attention_are_supported(with_keys, with_bias
 
 
 def test_threads_share_one_encoder():
-    """Eight threads at a time, next to plain passes, get the results of one after the other."""
+    """Four threads at a time, next to plain passes, get the results of one after the other."""
     model = double_encoder()
 
     def results_of(number: int) -> tuple[Tensor, ...]:
@@ -234,7 +234,7 @@ def test_threads_share_one_encoder():
         name = f"blocks.{number % 3}.attn"
         return *gradcam(model, name, lambda twin: score_of(states(twin, seed=number))), plain
 
-    expected = [results_of(number) for number in range(24)]
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(results_of, range(24)))
+    expected = [results_of(number) for number in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(results_of, range(12)))
     torch.testing.assert_close(results, expected, rtol=0, atol=0)

@@ -66,7 +66,8 @@ def test_every_form_gives_the_same_pixels(tmp_path: Path):
             np.testing.assert_array_equal(image.whole(), PIXELS)
         first, *rest = squares(forms)
     assert first.shape == (3, 16, 16)
-    assert all(torch.equal(square, first) for square in rest)
+    for square in rest:
+        assert torch.equal(square, first)
 
 
 def test_bfloat16_is_as_good_as_it_can_be():
@@ -112,11 +113,6 @@ def test_opened_images_are_converted_like_their_files(mode: str, options: dict):
     assert expected.std() > 10
 
 
-def test_a_mode_that_png_lacks_becomes_rgb():
-    image = IMAGE.convert("CMYK")
-    np.testing.assert_array_equal(whole(image), np.asarray(image.convert("RGB")))
-
-
 ARRAY_SHAPES = "expected (height, width, 3) or (height, width)"
 TENSOR_SHAPES = "expected (3, height, width) or (height, width)"
 ARRAY_TYPES = "expected uint8 from 0 to 255, or float from 0 to 1"
@@ -127,29 +123,22 @@ ARRAY_TYPES = "expected uint8 from 0 to 255, or float from 0 to 1"
     [
         ("nowhere.png", "no such file: nowhere.png"),
         ("~nosuchuser/a.png", "no such file: ~nosuchuser/a.png"),
-        ("a" * 300 + ".png", "no such file: aaa"),
-        ("\ud800.png", "no such file: \\ud800.png"),
         ("\0.png", "no such file: \\x00.png"),
         (b"", "image is empty"),
         (b"not an image", "not an image in a known format"),
         (np.zeros((3, 20, 30), np.uint8), f"array of shape (3, 20, 30), {ARRAY_SHAPES}"),
         (np.zeros((20, 30, 4), np.uint8), f"array of shape (20, 30, 4), {ARRAY_SHAPES}"),
-        (np.zeros((0, 30, 3), np.uint8), f"array of shape (0, 30, 3), {ARRAY_SHAPES}"),
         (np.zeros((20, 30, 3), np.int64), f"array of int64, {ARRAY_TYPES}"),
-        (np.zeros((20, 30), bool), f"array of bool, {ARRAY_TYPES}"),
         (
             np.full((20, 30, 3), 255.0),
             "float array from 255 to 255, expected 0 to 1; give 0 to 255 as uint8",
         ),
         (np.full((20, 30, 3), np.nan), "float array from nan to nan, expected 0 to 1"),
         (torch.zeros(20, 30, 3), f"tensor of shape (20, 30, 3), {TENSOR_SHAPES}"),
-        (torch.zeros(1, 1, 3, 20, 30), f"tensor of shape (1, 1, 3, 20, 30), {TENSOR_SHAPES}"),
         (torch.full((3, 20, 30), -1.0), "float tensor from -1 to -1, expected 0 to 1"),
         (torch.zeros(3, 20, 30, dtype=torch.int32), "tensor of int32, expected uint8"),
         (Image.new("F", (20, 20)), "32-bit numbers of unknown range"),
-        (Image.new("I", (20, 20)), "32-bit numbers of unknown range"),
         (7, "got int, expected a path, bytes, a PIL image, an array or a tensor"),
-        (None, "got NoneType, expected a path"),
     ],
 )
 def test_a_value_that_is_no_image_is_named(image, problem):
@@ -193,79 +182,34 @@ def test_a_value_that_is_no_text_is_named(texts, problem):
 
 # Any value
 
-NUMPY_TYPES = [
-    "u1",
-    "i1",
-    "u2",
-    "<i8",
-    ">i4",
-    "f2",
-    "<f4",
-    ">f8",
-    "c8",
-    "?",
-    "O",
-    "S3",
-    "U2",
-    "M8[s]",
-    "m8[D]",
-    "V4",
-]
-TORCH_TYPES = [
-    "uint8",
-    "int8",
-    "int64",
-    "float16",
-    "bfloat16",
-    "float32",
-    "float64",
-    "complex64",
-    "bool",
-    "float8_e4m3fn",
-]
-MODES = [
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBX",
-    "RGBa",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-    "I",
-    "I;16",
-    "F",
-]
+NUMPY_TYPES = "u1 i1 u2 <i8 >i4 f2 <f4 >f8 c8 ? O S3 U2 M8[s] m8[D] V4"
+TORCH_TYPES = "uint8 int8 int64 float16 bfloat16 float32 float64 complex64 bool float8_e4m3fn"
+MODES = "1 L LA P PA RGB RGBA RGBX RGBa CMYK YCbCr LAB HSV I I;16 F"
 SHAPES = st.lists(st.integers(0, 5) | st.just(3), max_size=5)
 NUMBERS = st.sampled_from([0, 1, 0.5, 2, -1, float("nan"), float("inf")])
 
 
 @st.composite
 def arrays(draw: st.DrawFn) -> np.ndarray:
-    return np.full(draw(SHAPES), draw(NUMBERS)).astype(draw(st.sampled_from(NUMPY_TYPES)))
+    return np.full(draw(SHAPES), draw(NUMBERS)).astype(draw(st.sampled_from(NUMPY_TYPES.split())))
 
 
 @st.composite
 def tensors(draw: st.DrawFn) -> Tensor:
-    dtype = getattr(torch, draw(st.sampled_from(TORCH_TYPES)))
+    dtype = getattr(torch, draw(st.sampled_from(TORCH_TYPES.split())))
     return torch.full(draw(SHAPES), draw(NUMBERS)).to(dtype)
 
 
 @st.composite
 def pillow_images(draw: st.DrawFn) -> Image.Image:
     size = (draw(st.integers(0, 5)), draw(st.integers(0, 5)))
-    return Image.new(draw(st.sampled_from(MODES)), size)
+    return Image.new(draw(st.sampled_from(MODES.split())), size)
 
 
 OTHER_VALUES = st.sampled_from([None, 7, 1.5, {}, {"a": 1}, object(), Image, Path])
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     arrays()
     | tensors()
@@ -281,8 +225,9 @@ def test_any_value_is_an_image_or_an_error_of_the_user(image):
     except UserError as error:
         assert "image" in str(error)
     else:
-        assert all(pixels.shape == (3, 16, 16) for pixels in images)
-        assert all(pixels.dtype == torch.uint8 for pixels in images)
+        for pixels in images:
+            assert pixels.shape == (3, 16, 16)
+            assert pixels.dtype == torch.uint8
 
 
 def test_the_bar_shows_the_name_of_a_folder_without_markup(tmp_path: Path, monkeypatch):
