@@ -15,7 +15,7 @@ from helpers.tars import write_tar_of
 from helpers.tiny_runs import TEXTS, tiny_run, write_run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     """A written run, and images: some are files, some members of a shard."""
     folder = tmp_path_factory.mktemp("secret")
@@ -29,7 +29,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(folder) -> dict[str, Eve]:
     """A run of each task."""
     runs = {"retrieval": Eve.load(folder / "runs" / "retrieval")}
@@ -40,12 +40,12 @@ def runs(folder) -> dict[str, Eve]:
     return runs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def index(folder, runs) -> Index:
     return runs["retrieval"].index([folder / "photos", folder / "shard.tar"], folder / "index")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(runs, index) -> Iterator[TestClient]:
     with serving(*runs.values(), index=index) as client:
         yield client

@@ -1,7 +1,6 @@
 """Requests without the token or for another host are refused, and no client learns a path."""
 
 import asyncio
-import logging
 from typing import Any
 
 import pytest
@@ -11,26 +10,33 @@ from eve_vl.serve.limits import Limits
 from eve_vl.serve.metrics import Metrics
 from eve_vl.serve.public_names import distinct, without_paths
 from eve_vl.serve.reservations import Reservations
-from eve_vl.serve.server import settings
 from helpers.serving import serving
 
 
 def test_token_opens_all_but_the_page(runs):
     bearer = {"authorization": "Bearer sesame"}
     with serving(runs["vqa"], token="sesame", with_page=True) as client:
-        for path in ("/v1/runs", "/metrics", "/openapi.json", "/other"):
+        for path, status in (
+            ("/v1/runs", 200),
+            ("/metrics", 200),
+            ("/openapi.json", 200),
+            ("/other", 404),
+        ):
             assert client.get(path).status_code == 401
-            wrong = {"authorization": "Bearer sesamE"}
-            assert client.get(path, headers=wrong).status_code == 401
-            status = 404 if path == "/other" else 200
             assert client.get(path, headers=bearer).status_code == status
-        lower_case = {"authorization": "bearer sesame"}  # RFC 9110: in any case
-        assert client.get("/v1/runs", headers=lower_case).status_code == 200
-        basic = {"authorization": "Basic sesame"}
-        assert client.get("/v1/runs", headers=basic).status_code == 401
+        for authorization, status in (
+            ("bearer sesame", 200),  # RFC 9110: in any case
+            ("Bearer sesamE", 401),
+            ("Basic sesame", 401),
+        ):
+            headers = {"authorization": authorization}
+            assert client.get("/v1/runs", headers=headers).status_code == status
         assert client.get("/healthz").json() == {"status": "ok"}
         assert client.head("/healthz").status_code == 200
-        assert client.get("/").text.startswith("<!doctype html>")
+        page = client.get("/")
+        assert page.text.startswith("<!doctype html>")
+        part = client.get("/", headers={"range": "bytes=5-1"})
+        assert (part.status_code, part.content) == (200, page.content)
         host = {**bearer, "host": "example.org"}
         assert client.get("/v1/runs", headers=host).status_code == 200
 
@@ -41,7 +47,6 @@ def test_token_opens_all_but_the_page(runs):
         ("localhost:1", 200),
         ("LocalHost", 200),
         ("[::1]:1", 200),
-        ("127.0.0.2:1", 200),
         ("example.org", 400),
         ("127.0.0.1.example.org", 400),
     ],
@@ -70,20 +75,6 @@ def test_refused_request_is_read_to_its_end():
     scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
     asyncio.run(admission(scope, receive, send))
     assert events == ["part"] * 5 + [401, "body"]
-
-
-@pytest.mark.parametrize("part", ["bytes=5-1", "--5", "bytes=0-3"])
-def test_page_is_sent_whole(runs, part):
-    with serving(runs["vqa"], with_page=True) as client:
-        answer = client.get("/", headers={"range": part})
-        assert (answer.status_code, answer.content) == (200, client.get("/").content)
-
-
-def test_log_does_not_advise_to_install_websockets(client):
-    settings(client.app)
-    message = "No supported WebSocket library detected."
-    record = logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, message, None, None)
-    assert not logging.getLogger("uvicorn.error").filter(record)
 
 
 @pytest.mark.parametrize(

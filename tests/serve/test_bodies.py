@@ -1,6 +1,6 @@
 """Bodies of requests: fields follow from the request class; bad input is one line."""
 
-import contextlib
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -70,12 +70,9 @@ def test_body_has_the_fields_of_the_request():
     [
         ("images", ["x"] * 3),
         ("size", 1.5),
-        ("size", True),
         ("size", 2**63),
         ("how", "c"),
         ("table", {"a": 1}),
-        ("table", "/etc/passwd"),
-        ("pairs", {"a": 1}),
         ("flag", 1),
         ("places", "x"),
         ("batch_size", 3),
@@ -109,86 +106,69 @@ def with_file(data: bytes) -> dict[str, Any]:
 BAD: list[tuple[str, bytes | list | dict[str, Any], str]] = [
     (VQA, b"{", "the body: invalid JSON"),
     (VQA, [], "the body: input should be an object"),
-    (VQA, b'{"question": "\xff"}', "the body: invalid JSON"),
     (VQA, b'{"question": "\\ud800"}', "the body: invalid JSON"),
     (VQA, b'{"top": ' + b"9" * 5000 + b"}", "the body: invalid JSON"),
     (VQA, b"[" * 40_000, "recursion"),
     (VQA, b'{"question": [' + b"[]," * 50_000 + b"1]}", "more than 50,000 commas"),
     (RECONSTRUCT, b'{"image": "x", "text": "a", "share": NaN}', "share"),
-    (RECONSTRUCT, {"image": ONE_TEXT, "text": "a", "seed": -1}, "seed -1"),
     (VQA, question(top=2**63), "top: input should be less than"),
     (VQA, question(top=0), "top 0 is not positive"),
     (VQA, {"image": ONE_TEXT}, "question: field required"),
     (VQA, question(tpo=1), "did you mean 'top'?"),
     (VQA, question(image=5), "image: input should be a valid string"),
-    (VQA, question(question=["a", 5]), "question 1: input should be a valid"),
     (VQA, question(question="a" * 10_001), "question: string should have"),
     (VQA, question(image="ä"), "image: is not base64"),
     (VQA, with_file(b"hello"), "image: not an image in a known format"),
     (VQA, with_file(b"P6 1 1 255 abc"), "known format (JPEG, PNG, WEBP, GIF, AVIF)"),
-    (VQA, with_file(ONE[: len(ONE) // 2]), "image"),
     (VQA, with_file(BOMB), "image: has 9000×9000 pixels, at most 32,000,000"),
     (VQA, question(image=[HALF] * 2), f"{PIXELS}; send fewer, or smaller ones"),
     (VERIFY, {"left": HALF, "right": HALF, "statement": "a"}, PIXELS),
-    (VQA, question(image=[ONE_TEXT] * 65), "image: list should have"),
     (VQA, {"image": [ONE_TEXT] * 2, "question": ["a"] * 3}, "lists of 2 and 3"),
     (SEARCH, {}, "nothing to search for"),
-    (SEARCH, {"query": "a", "where": {"a": "b" * 10_001}}, "where: string should have"),
-    (SEARCH, {"query": "red", "where": {"x": "y"}}, "no column 'x'"),
     (SEARCH, {"query": "red", "folder": "photo"}, "did you mean 'photos'?"),
     (SEARCH, {"query": "red", "folder": "photos/../.."}, "'photos/../..' has . or .. in it"),
     (SEARCH, {"query": "red", "top": 1001}, "less than or equal to 1000 (1001 given)"),
     (SEARCH, {"query": ["red"] * 3, "top": 1000}, "top: 3 × 1000 results are asked for"),
-    (SEARCH, {"query": ["red"] * 64, "rerank": 100}, "rerank: 64 × 100 results are asked"),
     (ZERO_SHOT, {"image": ONE_TEXT, "prompts": PROMPTS}, "prompts: 1 × 4096 results are asked"),
     (MATCH, {"image": IMAGES_64, "text": TEXTS_64}, "lists: 4096 × 1 results are asked for"),
 ]
 UNKNOWN = [
-    ("/v1/runs/vq/answer", "'vq'; did you mean 'vqa'?"),
-    ("/v1/runs/vqa/answers", "the run vqa has no call 'answers'; did you mean 'answer'?"),
-    ("/v1/runs/vqa/verify", "the run vqa has no call 'verify'; choose from answer"),
+    ("/v1/runs/vq/answer", {}, "'vq'; did you mean 'vqa'?"),
+    ("/v1/runs/vqa/answers", {}, "the run vqa has no call 'answers'; did you mean 'answer'?"),
+    ("/v1/runs/vqa/verify", {}, "the run vqa has no call 'verify'; choose from answer"),
 ]
 
 
-def assert_refused(client, folder, path: str, body: Any, status: int, message: str) -> None:
+@pytest.mark.parametrize(("path", "body", "message"), BAD + UNKNOWN, ids=itertools.count())
+def test_bad_input_is_one_line(client, folder, path, body, message):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = client.post(path, content=content, headers=JSON)
-    assert answer.status_code == status
-    assert list(answer.json()) == ["error"]
-    assert message in answer.json()["error"]
-    assert "\n" not in answer.json()["error"]
+    assert answer.status_code == (404 if (path, body, message) in UNKNOWN else 400)
+    ((name, error),) = answer.json().items()
+    assert name == "error"
+    assert message in error
+    assert "\n" not in error
     assert str(folder) not in answer.text
 
 
-@pytest.mark.parametrize(("path", "body", "message"), BAD, ids=range(len(BAD)))
-def test_bad_input_is_one_line(client, folder, path, body, message):
-    assert_refused(client, folder, path, body, 400, message)
-
-
-@pytest.mark.parametrize(("path", "message"), UNKNOWN)
-def test_unknown_call_is_one_line(client, folder, path, message):
-    assert_refused(client, folder, path, {}, 404, message)
-
-
-def test_text_is_never_the_path_of_an_image(client, folder):
-    """Also if it could be base64."""
-    (folder / "photos" / "aaaa").write_bytes(ONE)
-    for name in (str(folder / "photos" / "aaaa"), "aaaa"):
-        with contextlib.chdir(folder / "photos"):
-            answers = [
-                client.post("/v1/runs/vqa/encode_image", json={"images": name}),
-                client.post("/v1/runs/vqa/explain", json={"image": name, "text": "a"}),
-                client.post(SEARCH, json={"image": name}),
-            ]
-        assert [answer.status_code for answer in answers] == [400] * 3
-
-
-def test_text_is_never_the_path_of_prompts_or_texts(client, folder):
+def test_text_is_never_a_path(client, folder, monkeypatch):
+    """Also if it could be base64: neither of an image, nor of prompts, nor of texts."""
+    monkeypatch.chdir(folder / "photos")
+    image = folder / "photos" / "aaaa"
+    image.write_bytes(ONE)
     prompts = folder / "prompts.json"
     prompts.write_text('{"a": ["b"], "c": ["d"]}')
-    answer = client.post(ZERO_SHOT, json={"image": ONE_TEXT, "prompts": str(prompts)})
-    assert answer.status_code == 400
-    assert "prompts: input should be an object" in answer.text
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        (ZERO_SHOT, {"image": ONE_TEXT, "prompts": str(prompts)}),
+    ]
+    for name in (str(image), "aaaa"):
+        bodies += [
+            ("/v1/runs/vqa/encode_image", {"images": name}),
+            ("/v1/runs/vqa/explain", {"image": name, "text": "a"}),
+            (SEARCH, {"image": name}),
+        ]
+    for path, body in bodies:
+        assert client.post(path, json=body).status_code == 400
     texts = {"texts": str(folder / "photos" / "old" / "00.txt")}
     features = client.post("/v1/runs/vqa/encode_text", json=texts).json()["result"]
     assert len(features) == 1  # of the words of the path itself

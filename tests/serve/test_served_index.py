@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import sqlite3
-import tarfile
 import time
 
 import pytest
@@ -14,6 +13,7 @@ from eve_vl.search.index import Index
 from eve_vl.search.index_files import DATABASE
 from helpers.serving import ONE, ONE_TEXT, as_json, png, serving
 from helpers.source_files import write_jsonl
+from helpers.tars import write_tar_of
 
 SEARCH = "/v1/search"
 
@@ -41,16 +41,14 @@ def test_search_returns_the_hits_of_the_index(client, index, folder, query):
 
 
 def test_list_of_queries_is_answered_row_by_row(client, index):
-    rows = client.post(SEARCH, json={"query": ["red", "blue"], "top": 2}).json()
-    for row, query in zip(rows, ("red", "blue"), strict=True):
+    queries = ["red", "blue"]
+    rows = client.post(SEARCH, json={"query": queries, "top": 2}).json()
+    for row, query in zip(rows, queries, strict=True):
         expected = [hit.id for hit in index.search(query, top=2)]
         assert [hit["id"] for hit in row["hits"]] == expected
     assert client.post(SEARCH, json={"query": []}).json() == []
-
-
-def test_search_in_a_folder_by_its_public_name(client):
     names = {hit["name"] for hit in post(client, query="red", folder="photos/new")}
-    assert names == {"photos/new/04.png", "photos/new/05.png"}
+    assert names == {"photos/new/04.png", "photos/new/05.png"}, "the public name of a folder"
 
 
 def test_runs_list_the_facts_of_the_index(client, index, runs):
@@ -88,10 +86,8 @@ def test_server_bounds_how_many_hits_are_reranked(client, index, monkeypatch):
 def test_images_are_thumbnails(client, index):
     for hit in index.search("red", top=7):  # one of them lies in a shard
         digest = index.digests([hit.id])[hit.id]
-        for path, cached in (
-            (f"{hit.id}", "no-cache"),
-            (f"{hit.id}/{digest}", "private, max-age=300"),
-        ):
+        cached_of_path = {f"{hit.id}": "no-cache", f"{hit.id}/{digest}": "private, max-age=300"}
+        for path, cached in cached_of_path.items():
             answer = client.get(f"/v1/images/{path}?size=16")
             image = Image.open(io.BytesIO(answer.content))
             assert (image.format, image.size) == ("JPEG", (16, 11))
@@ -99,19 +95,11 @@ def test_images_are_thumbnails(client, index):
             assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [
-        ("99", 404),
-        ("-1", 404),
-        (str(2**70), 404),
-        ("x", 400),
-        ("1?size=15", 400),
-        ("1?size=1025", 400),
-    ],
-)
-def test_unknown_image_is_refused(client, path, status):
-    assert client.get(f"/v1/images/{path}").status_code == status
+def test_unknown_image_is_refused(client):
+    for path in ("99", "-1", str(2**70)):
+        assert client.get(f"/v1/images/{path}").status_code == 404
+    for path in ("x", "1?size=15", "1?size=1025"):
+        assert client.get(f"/v1/images/{path}").status_code == 400
 
 
 def test_new_image_with_an_old_number_has_another_address(runs, tmp_path):
@@ -193,34 +181,31 @@ def test_changed_index_is_read_again(folder, runs):
         assert names == {"new/04.png", "new/05.png"}
 
 
-def assert_folder(index: Index, label: str, names: set[str]) -> None:
-    with serving(index.encoder, index=index) as client:
-        assert client.get("/v1/runs").json()["index"]["folders"] == [label]
-        hits = post(client, query="red", folder=label)
-    assert {hit["name"] for hit in hits} == names
-
-
 def test_folder_of_a_table_is_that_of_its_images(runs, tmp_path):
-    for name, seed in (("a/1", 1), ("b/2", 2), ("b/3", 3)):
-        path = tmp_path / "pics" / f"{name}.png"
+    images = ("a/1.png", "b/2.png", "b/3.png")
+    for seed, image in enumerate(images):
+        path = tmp_path / "pics" / image
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(seed))
     (tmp_path / "tables").mkdir()
-    images = ("a/1.png", "b/2.png", "b/3.png")
     rows = [{"image": image, "caption": "red"} for image in images]
     table = write_jsonl(tmp_path / "tables" / "t.jsonl", rows)
     index = runs["retrieval"].index(table, tmp_path / "index", image_root=tmp_path / "pics")
-    assert_folder(index, "pics", {f"pics/{image}" for image in images})
+    with serving(index.encoder, index=index) as client:
+        assert client.get("/v1/runs").json()["index"]["folders"] == ["pics"]
+        names = {hit["name"] for hit in post(client, query="red", folder="pics")}
+    assert names == {f"pics/{image}" for image in images}
 
 
 def test_folder_of_several_shards_is_above_them(runs, tmp_path):
-    (tmp_path / "1.png").write_bytes(png(1))
-    for number in range(2):
-        (tmp_path / f"d{number}").mkdir()
-        with tarfile.open(tmp_path / f"d{number}" / "x.tar", "w") as tar:
-            tar.add(tmp_path / "1.png", "1.png")
+    for name in ("d0", "d1"):
+        (tmp_path / name).mkdir()
+        write_tar_of(tmp_path / name / "x.tar", {"1.png": png(1)})
     index = runs["retrieval"].index(str(tmp_path / "d{0..1}" / "x.tar"), tmp_path / "index")
-    assert_folder(index, tmp_path.name, {f"{tmp_path.name}/d0/x.tar:1"})
+    with serving(index.encoder, index=index) as client:
+        assert client.get("/v1/runs").json()["index"]["folders"] == [tmp_path.name]
+        (hit,) = post(client, query="red", folder=tmp_path.name)
+    assert hit["name"] == f"{tmp_path.name}/d0/x.tar:1"
 
 
 def test_results_are_json_without_nan(client):

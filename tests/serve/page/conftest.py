@@ -24,7 +24,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HTML = '<img src="x" onerror="document.title = \'broken into\'"> & <b>bold</b>'
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> dict[str, Eve]:
     folder = write_run(tiny_run("retrieval"), tmp_path_factory.mktemp("runs") / "retrieval")
     runs = {"retrieval": Eve.load(folder)}
@@ -36,7 +36,7 @@ def runs(tmp_path_factory) -> dict[str, Eve]:
     return runs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def index(runs, tmp_path_factory) -> Index:
     """Thirty images and a near-duplicate, four with captions, one of which looks like HTML."""
     folder = tmp_path_factory.mktemp("site") / "photos"
@@ -51,13 +51,13 @@ def index(runs, tmp_path_factory) -> Index:
     return runs["retrieval"].index(folder, folder.parent / "index")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site(runs, index) -> Iterator[str]:
     with serving_page(list(runs.values()), index) as address:
         yield address
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     reason = "playwright, which drives a browser, is not installed"
     sync_api = pytest.importorskip("playwright.sync_api", reason=reason)
