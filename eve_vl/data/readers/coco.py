@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.data.field_values import Fields
+from eve_vl.data.readers.image_folders import folders_of_subset, image_root
 from eve_vl.data.readers.packed_table import PackedTable, numbered_rows
 from eve_vl.utils.errors import MISSING_FIELDS, UserError, explained
 
@@ -15,16 +16,18 @@ def coco_table(path: Path, document: dict[str, Any]) -> PackedTable:
     """Return the images of a COCO caption file, each with all of its captions.
 
     Images of captions_train2014.json lie in the folder train2014 of the image root, or in the root
-    itself.
+    itself; see image_folders.py.
     """
     subset = re.search(r"(train|val|test)\d{4}", path.stem)
+    folders = folders_of_subset(subset[0]) if subset else ()
     return PackedTable(
         path,
         ("image", "caption"),
         numbered_rows(path, _coco_rows(path, document)),
+        image_root(path, folders),
         layout="a COCO caption file",
         kind="captions",
-        image_folders=(subset[0], "") if subset else (),
+        image_folders=folders,
     )
 
 

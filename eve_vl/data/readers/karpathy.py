@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.data.field_values import Fields
+from eve_vl.data.readers.image_folders import image_root
 from eve_vl.data.readers.packed_table import PackedTable, numbered_rows
 from eve_vl.utils.errors import MISSING_FIELDS, UserError, explained
 
 TRAIN = "train"
+FLICKR_FOLDERS = ("flickr30k-images", "flickr30k_images", "Flicker8k_Dataset", "Images", "images")
 REST = "restval"  # by convention, the rest of COCO's validation images is training data
 
 
@@ -22,14 +24,34 @@ def refuse_split(path: Path, split: str | None) -> None:
 
 
 def karpathy_table(path: Path, document: dict[str, Any], split: str | None) -> PackedTable:
-    """Return the images of a split; `train` includes `restval`."""
+    """Return the images of a split; `train` includes `restval`.
+
+    Images lie below the file's folder, or below the one above it, as in COCO's tree. COCO's rows
+    name a folder such as val2014; Flickr's have none.
+    """
+    folders = _folders(document)
+    root = image_root(path, [*folders, *FLICKR_FOLDERS])
+    image_folders: tuple[str, ...] = ()
+    if not folders:
+        image_folders = (*FLICKR_FOLDERS, "")
     return PackedTable(
         path,
         ("image", "caption"),
         numbered_rows(path, _karpathy_rows(path, document, split)),
+        root,
         layout="a Karpathy file",
         kind="captions",
+        image_folders=image_folders,
     )
+
+
+def _folders(document: dict[str, Any]) -> set[str]:
+    """Return the folders that images name."""
+    folders = set()
+    for image in document["images"]:
+        if isinstance(image, dict) and isinstance(image.get("filepath"), str):
+            folders.add(image["filepath"])
+    return folders - {""}
 
 
 def _karpathy_rows(path: Path, document: dict[str, Any], split: str | None) -> Iterator[Fields]:

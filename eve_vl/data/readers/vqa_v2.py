@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.data.field_values import Fields, is_file
+from eve_vl.data.readers.image_folders import folders_of_subset, image_root
 from eve_vl.data.readers.json_file import load_json
 from eve_vl.data.readers.packed_table import PackedTable, numbered_rows
 from eve_vl.utils.errors import MISSING_FIELDS, UserError, explained
 
 COLUMNS = ("image", "question", "question_id", "answers", "answer_type")
+ANNOTATION_FOLDERS = ("Annotations", "annotations")
 SAME_IMAGES = {"test-dev2015": "test2015"}  # a subset of the questions, about the same images
 
 
 def vqa_table(path: Path, document: dict[str, Any]) -> PackedTable:
     """Return the questions of a file with the answers in the annotations next to it.
 
-    Images are given by file name; they lie in a folder of their own or in the image root itself.
+    Images are given by file name; they lie in a folder of their own or in the image root itself
+    (see image_folders.py).
     """
     subtype = document.get("data_subtype")
     if not isinstance(subtype, str) or not subtype.isascii() or "/" in subtype:
@@ -25,13 +28,15 @@ def vqa_table(path: Path, document: dict[str, Any]) -> PackedTable:
             f"{path}: not a VQA v2 file of questions: no data_subtype such as train2014"
         )
     subtype = SAME_IMAGES.get(subtype, subtype)
+    folders = folders_of_subset(subtype)
     return PackedTable(
         path,
         COLUMNS,
         numbered_rows(path, _vqa_rows(path, document["questions"], subtype)),
+        image_root(path, folders),
         layout="a VQA v2 file of questions",
         kind="questions",
-        image_folders=(subtype, ""),
+        image_folders=folders,
     )
 
 
@@ -61,15 +66,18 @@ def _questions(path: Path, questions: list[Any], subtype: str) -> dict[object, d
 
 
 def _adjacent_annotations(path: Path) -> Path | None:
-    """Return the annotations next to a file of questions, if they exist.
+    """Return the annotations next to a file of questions, or next to its folder, if they exist.
 
-    E.g. v2_mscoco_train2014_annotations.json for v2_OpenEnded_mscoco_train2014_questions.json.
+    E.g. v2_mscoco_train2014_annotations.json for v2_OpenEnded_mscoco_train2014_questions.json;
+    Annotations/ is next to Questions/ in the tree of VQA's own code.
     """
     name = path.name.replace("OpenEnded_", "").replace("MultipleChoice_", "")
-    annotations_path = path.with_name(name.replace("questions", "annotations"))
-    if annotations_path == path or not is_file(annotations_path):
-        return None
-    return annotations_path
+    name = name.replace("questions", "annotations")
+    for folder in (path.parent, *(path.parent.parent / name for name in ANNOTATION_FOLDERS)):
+        annotations_path = folder / name
+        if annotations_path != path and is_file(annotations_path):
+            return annotations_path
+    return None
 
 
 def _add_answers(path: Path, rows: dict[object, dict[str, object]], annotations: Path) -> None:
