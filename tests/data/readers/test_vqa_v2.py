@@ -99,7 +99,8 @@ def test_missing_images_are_named(tmp_path):
     path = write_questions(tmp_path)
     assert reason(open_source(path, kind="questions"), 2) == (
         f"{path.name} row 3: no image COCO_train2014_000000000042.jpg in {tmp_path} or in its"
-        " train2014, images/train2014, Images/mscoco/train2014; name their folder: --data.image-root"
+        " train2014, images/train2014, Images/mscoco/train2014;"
+        " name their folder: --data.image-root"
     )
     (tmp_path / "train2014").rename(tmp_path / "elsewhere")
     problem = "none of the first 3 rows can be used. The first: .*row 1: no image"
