@@ -108,12 +108,12 @@ broken: t.jsonl:5: question is empty"""
 
 def test_questions_are_counted(table):
     is_red = {"question": "is it red?", "answers": ["yes"], "answer_type": "yes/no"}
-    what = {"image": "a.png", "question": "what is it?"}
+    object_name = {"image": "a.png", "question": "what is it?"}
     ten_answers = ["red"] * 9 + ["pink"]
     rows = [
-        what | {"answers": ten_answers, "qid": 1, "answer_type": "other"},
+        object_name | {"answers": ten_answers, "qid": 1, "answer_type": "other"},
         is_red | {"image": "b.jpg", "qid": 2},
-        what | {"answers": [], "qid": 2},
+        object_name | {"answers": [], "qid": 2},
         is_red | {"image": "a.png", "qid": 3},
         is_red | {"image": "a.png", "qid": 4, "question": ""},
     ]

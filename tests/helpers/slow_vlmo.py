@@ -80,7 +80,8 @@ class SlowVlmo(SlowLayers):
             biases = self.attention_biases(T, len(image_PD), number)
             attended = self.attention(normed, f"{block}.attn", biases)
             x_ND = x_ND + self.tensors.get(f"{block}.gamma_1", 1.0) * attended
-            text_network, image_network = ("text", "imag")
+            text_network = "text"
+            image_network = "imag"
             if number == TINY.depth - 1:
                 text_network, image_network = top_networks
             of_words = self.network(x_ND[:T], block, text_network)

@@ -173,10 +173,10 @@ def pixels_of(run: LoadedRun, images: list[Image.Image]) -> Tensor:
 
 def mean_and_std(kind: str) -> tuple[Tensor, Tensor]:
     """Return the published normalisation of pixels from 0 to 1, (3, 1, 1)."""
-    mean, std = ((0.5,) * 3, (0.5,) * 3)
-    if kind == "clip":
-        mean, std = CLIP_MEAN, CLIP_STD
-    return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+    half = torch.full((3, 1, 1), 0.5)
+    if kind != "clip":
+        return half, half
+    return torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]
 
 
 def ids_of(run: LoadedRun, texts: list[str]) -> tuple[Tensor, Tensor]:

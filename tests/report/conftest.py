@@ -11,7 +11,7 @@ from eve_vl.run.training import train
 from helpers.report_page import finetuned, tiny, train_small_tokenizer, trained
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def costs_counted_once():
     """Trace the arithmetic of equal models once, not for every page."""
     inspect_config = flops.inspect_config
@@ -19,7 +19,7 @@ def costs_counted_once():
 
     def inspect_once(config: Config, *sizes: Any) -> flops.Inspection:
         rows = config.train.batch_size
-        key = repr((config.input, config.model, config.task, rows, sizes))
+        key = repr((config.recipe, config.input, config.model, config.task, rows, sizes))
         if key not in inspections:
             inspections[key] = inspect_config(config, *sizes)
         return inspections[key]
@@ -29,12 +29,12 @@ def costs_counted_once():
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tokenizer(tmp_path_factory) -> Path:
     return train_small_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pretrained(tmp_path_factory, tokenizer) -> Path:
     """A run of two steps without a page."""
     config = tiny(tmp_path_factory.mktemp("tasks") / "pretrained", tokenizer, steps=2)
@@ -42,7 +42,7 @@ def pretrained(tmp_path_factory, tokenizer) -> Path:
     return config.out
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finetuned_runs(pretrained, tmp_path_factory) -> dict[str, Path]:
     """Task → a fine-tuned run with its page."""
     folder = tmp_path_factory.mktemp("finetuned")

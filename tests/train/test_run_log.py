@@ -72,8 +72,8 @@ def test_numbers_with_damaged_intervals_are_read_without_them(tmp_path: Path):
     for certainty in DAMAGED_CERTAINTIES:
         rows.append(value | {"certainty": certainty})
     (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    first, *others = read_log(tmp_path)
+    first, *damaged_rows = read_log(tmp_path)
     assert first == value
     assert isinstance(first["acc"], MeasuredValue)
-    assert others == [value] * len(DAMAGED_CERTAINTIES)
-    assert {type(row["acc"]) for row in others} == {float}
+    assert damaged_rows == [value] * len(DAMAGED_CERTAINTIES)
+    assert {type(row["acc"]) for row in damaged_rows} == {float}
