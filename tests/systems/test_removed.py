@@ -24,10 +24,15 @@ print("recipes", *recipes(EITHER))
 print("generators", *installed("generators"))
 SMALL = "--train.steps 2 --train.batch-size 4 --train.val-every 2 --data.val-samples 8"
 main(["pretrain", "tiny", "--out", "run", *SMALL.split()])
+main(["evaluate", "masked_signal", "run", "--samples", "8"])
+main(["data", "write", "scenes", "captions", "images", "--rows", "3"])
+main(["data", "check", "images"])
+main(["index", "images", "--run", "builtin:drawings", "--out", "images.index"])
+main(["search", "images.index", "a red circle", "--top", "2"])
 """
 
 
-def test_everything_is_imported_and_a_run_is_trained(tmp_path: Path):
+def test_modules_are_imported_and_training_evaluation_and_search_work(tmp_path: Path):
     ignored = shutil.ignore_patterns("systems", "__pycache__")
     shutil.copytree(Path(eve_vl.__file__).parent, tmp_path / "eve_vl", ignore=ignored)
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
@@ -46,3 +51,4 @@ def test_everything_is_imported_and_a_run_is_trained(tmp_path: Path):
     assert generator_line == "generators scenes"
     assert "mlm_acc" in done.stdout
     assert (tmp_path / "run" / "report.html").is_file()
+    assert done.stdout.count(".png") >= 2
