@@ -78,7 +78,7 @@ def test_change_by_another_program_is_one_line(eve, run, copy, sql):
         assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("value", ["'{'", "'\"8\"'", "x'ff'", "NULL"])
+@pytest.mark.parametrize("value", ["'{'", "x'ff'", "NULL"])
 def test_damaged_facts_without_checksums_are_one_line(copy, model, value):
     (copy / CHECKSUMS).unlink()
     change_database(copy, "DELETE FROM fact WHERE name = 'dim'")

@@ -95,6 +95,7 @@ INDEXINGS = [
     (("gone", "--run", "RUN", "--out", "index"), "no such file or folder: "),
     (("photos", *OTHER, "--out", "index"), "was made by another run"),
     (("photos", "--run", "RUN", "--out", "photos/old"), "photos/old: holds files, but no index;"),
+    (("--out", "index", "--drop", "photos/old"), "--drop: index has no source '"),
     (("--format", "csv", "--out", "index"), "say how to read sources; name some"),
 ]
 SERVINGS = [

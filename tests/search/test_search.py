@@ -1,35 +1,17 @@
 """Searches equal a pass over all images."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from eve_vl.search import hits as hits_module
 from eve_vl.search.index import Index
-from helpers.indices import assert_close, read_index
 from helpers.tiny_runs import TEXTS
 
 
 def names(hits) -> list[str]:
     return [hit.name for hit in hits]
-
-
-def test_features_and_captions_equal_those_of_encode(model, photos, folder):
-    index = model.index(photos, folder, batch_size=3)
-    assert index.counts() == {"images": 20, "distinct": 20, "near": 0, "captions": 3, "broken": 0}
-    features = model.encode_image(photos)
-    images = read_index(folder)
-    assert list(images) == sorted(features.names)
-    for name, feature in zip(features.names, features, strict=True):
-        assert_close(images[name].features, feature.astype(np.float16).tobytes())
-    captions_of_images = [[text] for text in TEXTS] + [sorted(TEXTS[:2])]
-    for number, captions in enumerate(captions_of_images):
-        image = images[str(photos / "old" / f"{number:02}.png")]
-        assert list(image.captions) == captions
-        expected = model.encode_text(captions).astype(np.float16).tobytes()
-        assert_close(b"".join(image.caption_features), expected)
 
 
 def test_hits_are_ordered_by_dot_product(model, shared_index, shared_photos):
@@ -57,30 +39,6 @@ def test_hits_are_ordered_by_dot_product(model, shared_index, shared_photos):
     assert len(shared_index.search(TEXTS[0], top=100)) == 20
     (hit,) = shared_index.search(image=image_path, top=1)
     assert (hit.name, hit.captions) == (str(image_path), ())
-
-
-def test_one_sql_query_fetches_all_hits(model, shared_index):
-    """For any number of queries and hits, of images and of captions."""
-    index = Index.open(shared_index.database.folder, model)
-    for captions in (False, True):
-        statements: list[str] = []
-        index.database.db.set_trace_callback(statements.append)
-        hits = index.search_each(TEXTS, [None] * 3, captions=captions, rerank=0, by="vectors")
-        index.database.db.set_trace_callback(None)
-        num_hits = 3 if captions else 20
-        assert [len(hits_of_query) for hits_of_query in hits] == [num_hits] * 3
-        queries = [text for text in statements if not text.startswith("PRAGMA data_version")]
-        assert sum("FROM asked" in query for query in queries) == 1
-        assert len(queries) <= 4, "others look up slots, the first time, and the background"
-
-
-def test_several_queries_have_the_hits_of_each(shared_index):
-    """But for the last digits of scores, which depend on the batch."""
-    hits_of_queries = shared_index.search_each(TEXTS, [None] * 3, rerank=0)
-    for text, hits in zip(TEXTS, hits_of_queries, strict=True):
-        alone = shared_index.search(text, rerank=0)
-        for hit, hit_alone in zip(hits, alone, strict=True):
-            assert replace(hit, score=0) == replace(hit_alone, score=0)
 
 
 def test_filter_is_looked_up_once_per_version(model, photos, index):

@@ -3,7 +3,6 @@
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from eve_vl.search import database, pending_images, update
-from eve_vl.search.feature_writer import FeatureWriter
 from eve_vl.search.file_stamps import file_state
 from eve_vl.search.index_files import DATABASE
 from eve_vl.utils.errors import DamagedError, UserError
@@ -117,14 +115,13 @@ def test_each_image_of_many_rows_is_read_once(model, photos, folder, tmp_path, m
 
 @pytest.mark.parametrize("form", ["bmp", "tar"])
 def test_swapped_files_of_equal_size_and_date_are_noticed(model, folder, tmp_path, form):
-    """Also if that date is one which SQLite cannot store."""
     images = [tmp_path / "photos" / f"{number}.bmp" for number in range(2)]
     paths = [path.with_suffix(f".{form}") for path in images]
     for number, image in enumerate(images):
         write_image(image, number)
         if form == "tar":
             write_tar_of(paths[number], {"1.bmp": image.read_bytes()})
-        os.utime(paths[number], (10**10, 10**10))  # of the year 2286
+        os.utime(paths[number], (10**10, 10**10))
     source = tmp_path / "photos"
     if form == "tar":
         source /= "{0..1}.tar"
@@ -145,15 +142,6 @@ def test_times_that_sqlite_cannot_store_are_wrapped(monkeypatch, time):
     changed = file_state(Path("x")).changed
     assert changed == time % 2**63
     assert sqlite3.connect(":memory:").execute("SELECT ?", [changed]).fetchone() == (changed,)
-
-
-def test_source_can_be_dropped(model, photos, folder):
-    model.index([photos / "old", photos / "new"], folder)
-    index = model.index((), folder, drop=[photos / "old"])
-    assert list(index.sources()) == [str(photos / "new")]
-    assert index.counts() == {"images": 12, "distinct": 12, "near": 0, "captions": 0, "broken": 0}
-    with pytest.raises(UserError, match=r"--drop: .*index has no source '.*old'"):
-        model.index((), folder, drop=[photos / "old"])
 
 
 def test_missing_source_does_not_stop_the_others(eve, run, photos, folder):
@@ -315,26 +303,3 @@ def test_update_waits_for_a_long_read(model, index, photos, folder, monkeypatch)
     assert error.value.is_locked
     reader.close()
     assert model.index((), folder).changes.new == 1
-
-
-def test_captions_do_not_wait_for_images(model, photos, folder, tmp_path, monkeypatch):
-    """A full batch of captions is computed although a single image still waits for its batch."""
-    rows = [{"image": "photos/new/10.png", "caption": f"red {number}"} for number in range(50)]
-    table = write_jsonl(tmp_path / "table.jsonl", rows)
-    num_waiting = []
-    flush: Callable[..., None] = FeatureWriter.flush
-
-    def count_and_flush(self) -> None:
-        num_waiting.append(len(self.waiting))
-        flush(self)
-
-    monkeypatch.setattr(FeatureWriter, "flush", count_and_flush)
-    model.index(table, folder, batch_size=4)
-    assert max(num_waiting) == 4
-
-
-def test_free_slots_are_used_first():
-    vectors: Any = None
-    writer = FeatureWriter(vectors, None, [0, 1, 4, 6], 8)
-    assert [writer.add("x") for _ in range(5)] == [2, 3, 5, 7, 8]
-    assert FeatureWriter(vectors, None, [], 8).add("x") == 0

@@ -1,4 +1,4 @@
-"""Vector files and the exact nearest rows in them."""
+"""Vector files."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eve_vl.metrics.topk import top_candidates_of_blocks
 from eve_vl.search import vector_file
 from eve_vl.search.vector_file import VectorFile
 from eve_vl.utils.errors import UserError
@@ -37,20 +36,6 @@ def test_rows_are_read_as_written(vectors, features):
     np.testing.assert_array_equal(np.concatenate(blocks), features)
     slots = np.array([349, 3, 200])
     np.testing.assert_array_equal(vectors.take(slots), features[slots])
-
-
-@pytest.mark.parametrize("k", [1, 10, 500])
-def test_topk_equals_a_full_sort(vectors, features, k):
-    rng = np.random.default_rng(2)
-    is_wanted = rng.random(330) < 0.7
-    query = rng.normal(size=(2, 6)).astype(np.float32)
-    slots, scores = top_candidates_of_blocks(vectors.first(330), query, k, is_wanted)
-    products = features[:330].astype(np.float64) @ query.T
-    products[~is_wanted] = -np.inf
-    expected = (-products).argsort(0)[: min(k, is_wanted.sum())].T
-    np.testing.assert_array_equal(slots, expected)
-    expected_scores = np.take_along_axis(products.T, expected, 1)
-    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-5)
 
 
 def test_missing_rows_are_an_error(vectors):

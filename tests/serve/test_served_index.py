@@ -31,13 +31,17 @@ def post(client, **body) -> list[dict]:
     ],
 )
 def test_search_returns_the_hits_of_the_index(client, index, folder, query):
-    expected = index.search(**query)
-    hits = post(client, **query)
-    assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
-    scores = [hit.score for hit in expected]
-    assert [hit["score"] for hit in hits] == pytest.approx(scores, rel=1e-4, abs=1e-6)
-    names = [hit["name"].removeprefix(f"{folder.name}/") for hit in hits]
-    assert names == [hit.name.removeprefix(f"{folder}/") for hit in expected]
+    expected_hits = index.search(**query)
+    answer = client.post(SEARCH, json=as_json(query)).json()
+    assert answer["nothing_fits"] == expected_hits.nothing_fits
+    for hit, expected in zip(answer["hits"], expected_hits, strict=True):
+        assert hit["id"] == expected.id
+        assert hit["by"] == expected.by
+        assert tuple(hit["words"]) == expected.words
+        assert hit["score"] == pytest.approx(expected.score, rel=1e-4, abs=1e-6)
+        assert hit["fit"] == pytest.approx(expected.fit, abs=0.005)
+        name = hit["name"].removeprefix(f"{folder.name}/")
+        assert name == expected.name.removeprefix(f"{folder}/")
 
 
 def test_list_of_queries_is_answered_row_by_row(client, index):

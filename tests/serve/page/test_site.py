@@ -72,7 +72,6 @@ def test_busy_server_is_asked_again_when_it_says_so(site, open_page):
 @pytest.mark.parametrize(
     ("names", "note"),
     [
-        (["chests"], NO_MEDICINE),
         (["vqa", "chests"], f"chests: {NO_MEDICINE}"),
         (["vqa"], ""),
     ],
