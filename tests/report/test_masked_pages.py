@@ -13,13 +13,14 @@ from eve_vl.data.loader import eval_loader
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.data.opening import open_sources
 from eve_vl.evaluation.evaluate import evaluated
+from eve_vl.eve import Eve
 from eve_vl.pages.number_formats import percent
-from eve_vl.run.loading import LoadedRun, load_run
+from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.masked_signal.report import MaskedSignalReport, MaskedToken
-from eve_vl.tasks.masked_signal.task import MaskedSignal
 from helpers.report_page import Page, tiny, trained
+from helpers.tiny_runs import token_probabilities
 
 
 @pytest.fixture(scope="module")
@@ -44,91 +45,42 @@ def validation_batch(run: LoadedRun, num_samples: int) -> PairBatch:
     return batch
 
 
-def single_pair(batch: PairBatch, row: int) -> PairBatch:
-    """Return one pair as a batch without padding."""
-    length = int((~batch.is_padding_BT[row]).sum())
-    rows = slice(row, row + 1)
-    return PairBatch(
-        images_BCHW=batch.images_BCHW[rows],
-        ids_BT=batch.ids_BT[rows, :length],
-        is_padding_BT=batch.is_padding_BT[rows, :length],
-        is_masked_BT=batch.is_masked_BT[rows, :length],
-        keep_BK=batch.keep_BK[rows],
-        hidden_BM=batch.hidden_BM[rows],
-        image_id_B=batch.image_id_B[rows],
-        caption_B=batch.caption_B[rows],
-        where=batch.where[rows],
-    )
-
-
 def pixels_of(batch: PairBatch, row: int) -> np.ndarray:
     return batch.images_BCHW[row].permute(1, 2, 0).numpy()
-
-
-@torch.inference_mode()
-def masked_and_reconstructed(run: LoadedRun, pair: PairBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Return both images of a pair, painted patch by patch with slices of the image."""
-    task = run.task
-    assert isinstance(task, MaskedSignal)
-    size = run.config.input.patch_size
-    side = run.config.input.image_size // size
-    predicted = task.predict_pixels(task.encode(pair, keep=True), pair)[0]
-    predicted_HWC = predicted.reshape(-1, 3, size, size).permute(0, 2, 3, 1).numpy()
-    original = pixels_of(pair, 0)
-    masked = original.copy()
-    reconstructed = original.copy()
-    for patch, pixels in zip(pair.hidden_BM[0].tolist(), predicted_HWC, strict=True):
-        y = patch // side * size
-        x = patch % side * size
-        area = np.s_[y : y + size, x : x + size]
-        if task.settings.normalize_targets:
-            true_pixels = original[area] / 127.5 - 1
-            deviation = np.sqrt(true_pixels.var(ddof=1) + 1e-6)
-            pixels = pixels * deviation + true_pixels.mean()  # noqa: PLW2901
-        masked[area] = 128
-        reconstructed[area] = np.rint(np.clip((pixels + 1) * 127.5, 0, 255))
-    return masked, reconstructed
 
 
 @pytest.mark.parametrize("is_normalized", [False, True])
 def test_images_are_those_of_the_model(page_with, is_normalized: bool):
     path = page_with(steps=2, task={"normalize_targets": is_normalized})
     page = Page(path)
-    run = load_run(path.parent)
-    batch = validation_batch(run, 8)
+    eve = Eve.load(path.parent)
+    batch = validation_batch(eve.run, 8)
     assert batch.wrong is not None
+    examples = MaskedSignalReport(eve.run, evaluated).examples_to_compare(8)
     largest_difference = 0
-    for row, where in enumerate(batch.where):
-        pair = single_pair(batch, row)
-        masked, reconstructed = masked_and_reconstructed(run, pair)
-        wrong_pair = pair.with_text_of(single_pair(batch.wrong, row))
-        _, with_wrong_caption = masked_and_reconstructed(run, wrong_pair)
+    for row, example in enumerate(examples):
+        pixels = pixels_of(batch, row)
+        keep = batch.keep_BK[row].tolist()
+        right = eve.reconstruct(pixels, example.text, keep=keep)
+        wrong = eve.reconstruct(pixels, example.wrong_caption, keep=keep)
         exact_images = {
-            "original": pixels_of(batch, row),
-            "image": pixels_of(batch, row),
+            "original": pixels,
+            "image": pixels,
             "wrong image": pixels_of(batch.wrong, row),
-            "masked": masked,
+            "masked": right.masked,
         }
-        for name, pixels in exact_images.items():
-            assert (page.images[f"{where}: {name}"] == pixels).all()
-        is_visible = (masked != 128).any(2)
-        outputs = {"reconstructed": reconstructed, "wrong caption": with_wrong_caption}
-        for name, pixels in outputs.items():
-            image = page.images[f"{where}: {name}"].astype(int)
-            assert np.abs(image - pixels).max() <= 1  # rounding
-            assert (image == masked)[is_visible].all()
-        difference = np.abs(reconstructed.astype(int) - with_wrong_caption).max()
+        for name, image in exact_images.items():
+            assert (page.images[f"{example.where}: {name}"] == image).all()
+        is_visible = (right.masked != 128).any(2)
+        outputs = {"reconstructed": right.reconstructed, "wrong caption": wrong.reconstructed}
+        for name, output in outputs.items():
+            image = page.images[f"{example.where}: {name}"].astype(int)
+            assert np.abs(image - output).max() <= 1  # rounding
+            assert (image == right.masked)[is_visible].all()
+        difference = np.abs(right.reconstructed.astype(int) - wrong.reconstructed).max()
         largest_difference = max(largest_difference, difference)
     assert largest_difference > 5
     assert ("true mean and deviation" in page.text) == is_normalized
-
-
-def token_probabilities(run: LoadedRun, pair: PairBatch) -> torch.Tensor:
-    """Return the probabilities (M, V) of the masked tokens of one pair."""
-    assert isinstance(run.task, MaskedSignal)
-    encoded = run.task.encode(pair, mask=True)
-    text_TD = encoded.x_BND[0, 1 + run.config.input.num_patches :]
-    return run.task.token_head(text_TD[pair.is_masked_BT[0]]).softmax(-1)
 
 
 def guesses_on_page(token: MaskedToken) -> str:
@@ -142,25 +94,26 @@ def guesses_on_page(token: MaskedToken) -> str:
 def test_guesses_are_those_of_the_model(page_with):
     path = page_with(steps=2, task={"normalize_targets": False})
     page = Page(path)
-    run = load_run(path.parent)
-    word = run.tokenizer.word
-    batch = validation_batch(run, 8)
+    eve = Eve.load(path.parent)
+    word = eve.tokenizer.word
+    batch = validation_batch(eve.run, 8)
     assert batch.wrong is not None
-    examples = MaskedSignalReport(run, evaluated).examples_to_compare(8)
+    examples = MaskedSignalReport(eve.run, evaluated).examples_to_compare(8)
     for row, example in enumerate(examples):
-        pair = single_pair(batch, row)
-        wrong_pair = replace(pair, images_BCHW=batch.wrong.images_BCHW[row : row + 1])
-        truths = pair.ids_BT[pair.is_masked_BT].tolist()
-        right_MV = token_probabilities(run, pair)
-        wrong_MV = token_probabilities(run, wrong_pair)
+        truths = batch.ids_BT[row, batch.is_masked_BT[row]].tolist()
+        places = batch.is_masked_BT[row].nonzero().flatten().tolist()
+        ids_T = batch.ids_BT[row].masked_fill(batch.is_masked_BT[row], eve.tokenizer.mask_id)
+        ids = ids_T[~batch.is_padding_BT[row]].tolist()
+        right_MV = token_probabilities(eve, pixels_of(batch, row), ids, places)
+        wrong_MV = token_probabilities(eve, pixels_of(batch.wrong, row), ids, places)
         for token, truth, right_V, wrong_V in zip(
             example.masked_tokens, truths, right_MV, wrong_MV, strict=True
         ):
             best = right_V.topk(5)
-            ids = best.indices.tolist()
+            best_ids = best.indices.tolist()
             assert token.truth == word(truth)
-            assert [guess.text for guess in token.guesses] == [word(index) for index in ids]
-            assert [guess.is_right for guess in token.guesses] == [i == truth for i in ids]
+            assert [guess.text for guess in token.guesses] == [word(index) for index in best_ids]
+            assert [guess.is_right for guess in token.guesses] == [i == truth for i in best_ids]
             probabilities = [guess.probability for guess in token.guesses]
             assert probabilities == pytest.approx(best.values.tolist(), abs=1e-4)
             assert token.wrong_image is not None
