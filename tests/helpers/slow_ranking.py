@@ -33,8 +33,11 @@ def hits_of(ranks: Ranks) -> list[list[float] | None]:
     """Return the hits of each query at 1, 5 and 10; None for one that has no match."""
     hits_QK = torch.stack([ranks.hits(k) for k in RECALLS], dim=1)
     hits: list[list[float] | None] = []
-    for row, has_match in zip(hits_QK.tolist(), ranks.has_match_Q.tolist(), strict=True):
-        hits.append(row if has_match else None)
+    for query, has_match in enumerate(ranks.has_match_Q.tolist()):
+        if has_match:
+            hits.append(hits_QK[query].tolist())
+        else:
+            hits.append(None)
     return hits
 
 
@@ -55,10 +58,12 @@ def matches_of(wanted: Sequence[Sequence[int]], num_candidates: int) -> Matches:
 
 def slow_scores(query_QD: Tensor, candidate_CD: Tensor) -> list[list[int]]:
     """Return inner products of whole numbers."""
-    candidates = candidate_CD.int().tolist()
     scores = []
     for query in query_QD.int().tolist():
-        scores.append([sum(map(operator.mul, query, candidate)) for candidate in candidates])
+        scores_of_query = []
+        for candidate in candidate_CD.int().tolist():
+            scores_of_query.append(sum(map(operator.mul, query, candidate)))
+        scores.append(scores_of_query)
     return scores
 
 

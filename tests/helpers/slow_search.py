@@ -34,10 +34,11 @@ def caption_batch(task: Any, rows: Sequence[int] = (0, 1, 3, 6, 7, 2)) -> Captio
 
 
 def lone_pairs(batch: CaptionBatch | PairBatch) -> list[LonePair]:
-    columns = zip(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT, strict=True)
-    return [
-        LonePair(normalized(image), ids[~is_padding][None]) for image, ids, is_padding in columns
-    ]
+    pairs = []
+    for row, image in enumerate(batch.images_BCHW):
+        ids = batch.ids_BT[row][~batch.is_padding_BT[row]]
+        pairs.append(LonePair(normalized(image), ids[None]))
+    return pairs
 
 
 def normalized(image_CHW: Tensor) -> Tensor:
@@ -100,31 +101,32 @@ class SlowSearch:
         captions = range(len(self.ids))
         self.hits_of_images = []
         for image in images:
-            self.hits_of_images.append(self._hits([(image, caption) for caption in captions]))
+            pairs = [(image, caption) for caption in captions]
+            self.hits_of_images.append(self._hits(pairs))
         self.hits_of_captions = []
         for caption in captions:
-            self.hits_of_captions.append(self._hits([(image, caption) for image in images]))
+            pairs = [(image, caption) for image in images]
+            self.hits_of_captions.append(self._hits(pairs))
 
     def recalls(self) -> dict[str, float]:
         """Return tr1 … ir10."""
         table = {}
         for way, hits in (("tr", self.hits_of_images), ("ir", self.hits_of_captions)):
-            for k, column in zip(RECALLS, zip(*hits, strict=True), strict=True):
-                table[f"{way}{k}"] = statistics.mean(column)
+            for column, k in enumerate(RECALLS):
+                table[f"{way}{k}"] = statistics.mean(row[column] for row in hits)
         return table
 
     def _hits(self, pairs: Sequence[tuple[int, int]]) -> list[float]:
         """Return the hits of one query at 1, 5 and 10. pairs: it with each candidate."""
-        similarities = [self._similarity(*pair) for pair in pairs]
-        order = sorted(range(len(pairs)), key=lambda candidate: -similarities[candidate])
+        similarities = [self._similarity(image, caption) for image, caption in pairs]
+        order = sorted(range(len(pairs)), key=similarities.__getitem__, reverse=True)
         best = order[: self.num_reranked]
         keys = []
         matches = []
         for candidate, (image, caption) in enumerate(pairs):
-            second = 0.0
-            if candidate in best:
-                second = self._score(image, caption)
-            keys.append((candidate in best, round(second, 4), round(similarities[candidate], 5)))
+            is_best = candidate in best
+            score = self._score(image, caption) if is_best else 0.0
+            keys.append((is_best, round(score, 4), round(similarities[candidate], 5)))
             if caption in self.dataset.captions_of[image]:
                 matches.append(candidate)
         return [slow_hit(keys, matches, k) for k in RECALLS]
