@@ -1,6 +1,8 @@
 """A list of hits is the beginning of each longer one, wherever it is asked for."""
 
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,12 @@ from eve_vl.eve import Eve
 from eve_vl.search.hits import Hits
 from eve_vl.search.index import Index
 from helpers.indices import write_image
+from helpers.serving import serving
 from helpers.source_files import write_jsonl
 
 WORDS = [*("red", "blue", "green", "car", "boat", "house"), *("tree", "cat", "dog", "plate", "cup")]
 NUM_IMAGES = 220
+NUM_QUERIES = 500
 
 
 def random_texts(num: int, seed: int) -> list[str]:
@@ -37,7 +41,8 @@ def index(run, tmp_path_factory) -> Index:
     return Eve.load(run).index(table, folder / "index")
 
 
-QUERIES = random_texts(80, seed=1) + [f"xqzv {word}" for word in random_texts(20, seed=2)]
+QUERIES = random_texts(NUM_QUERIES - 20, seed=1)
+QUERIES += [f"xqzv {word}" for word in random_texts(20, seed=2)]
 
 
 def reasons(hits: Hits) -> list[tuple[Any, ...]]:
@@ -94,3 +99,32 @@ def test_caption_that_is_the_query_comes_first(index):
         assert is_equal == sorted(is_equal, reverse=True)
         hits = index.search(query, captions=True, rerank=0, top=1)
         assert hits[0].name == caption
+
+
+def test_http_and_command_line_give_the_lists_of_python(index, eve, tmp_path):
+    expected = search(index, NUM_QUERIES, top=20)
+    with serving(index.encoder, index=index) as client:
+        for start in range(0, NUM_QUERIES, 50):
+            queries = QUERIES[start : start + 50]
+            request = {"query": queries, "rerank": 0, "top": 20}
+            answers = client.post("/v1/search", json=request).json()
+            for row, answer in enumerate(answers, start):
+                assert_equal_values(answer, expected[row])
+    for row in range(0, NUM_QUERIES, 125):
+        output = tmp_path / f"{row}.json"
+        flags = ("--rerank", 0, "--top", 20, "--json", output)
+        done = eve("search", index.database.folder, QUERIES[row], *flags)
+        assert done.returncode == 0, done.stderr
+        assert_equal_values(json.loads(output.read_text()), expected[row])
+
+
+def assert_equal_values(values: dict[str, Any], hits: Hits) -> None:
+    """Names of images have another beginning on a server."""
+    assert values["nothing_fits"] == hits.nothing_fits
+    assert len(values["hits"]) == len(hits)
+    for hit_values, hit in zip(values["hits"], hits, strict=True):
+        assert Path(hit_values["name"]).name == Path(hit.name).name
+        assert hit_values["by"] == hit.by
+        assert tuple(hit_values["words"]) == hit.words
+        assert hit_values["fit"] == pytest.approx(hit.fit, abs=0.005)
+        assert hit_values["score"] == pytest.approx(hit.score, abs=1e-5)
