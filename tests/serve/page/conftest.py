@@ -57,7 +57,8 @@ def site(runs, index) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="session")
+# of a file: playwright runs an event loop in this thread until it ends, and other tests run theirs
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     reason = "playwright, which drives a browser, is not installed"
     sync_api = pytest.importorskip("playwright.sync_api", reason=reason)
