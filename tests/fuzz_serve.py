@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import copy
 import functools
-import itertools
 import json
 import re
 import signal
@@ -147,8 +146,9 @@ def image_forms() -> list[ImageForm]:
     """Return all forms of image files to send."""
     forms = []
     for form, modes in MODES.items():
-        for mode, size in itertools.product(modes, SIZES):
-            forms.append(ImageForm(form, mode, size))
+        for mode in modes:
+            for size in SIZES:
+                forms.append(ImageForm(form, mode, size))
     return forms
 
 

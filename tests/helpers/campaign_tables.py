@@ -62,7 +62,7 @@ def odd_columns() -> list[pa.Array]:
     ]
 
 
-def odd_table(rng: Random, _: Files) -> Files:
+def odd_table(rng: Random, _files: Files) -> Files:
     """Lay out a Parquet file with columns of unusual types."""
     columns = odd_columns()
     names = ["image", rng.choice(ODD_NAMES[1:])]
