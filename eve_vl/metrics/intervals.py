@@ -25,9 +25,9 @@ class MeasuredValue(float):
     """A float with its 95 % interval.
 
     n: number of values in the mean, such as rows or masked tokens. groups: number of independent
-    groups, by default n. low, high: the interval. method: wilson, t or paired t. versus: by the
-    name of another number of the same rows, both ends of the 95 % interval of the difference, this
-    minus that.
+    groups, by default n. low, high: the interval. method: wilson, t, paired t, or seeds and rows
+    t. versus: by the name of another number of the same rows, both ends of the 95 % interval of
+    the difference, this minus that.
     """
 
     n: int
@@ -165,20 +165,31 @@ def difference(
     weight per side keeps the interval open when a few rows all agree (after Agresti & Min 2005). A
     single group gives a plain float.
     """
-    gain_G = group_sums(gain_R, groups)
-    G = len(gain_G)
+    G = len(group_sums(gain_R, groups))
     value = math.fsum(gain_R)
     if G < 2:
         return value
 
-    term_G = G * gain_G
-    if is_share:
-        term_G = np.append(term_G, [1.0, -1.0])
+    term_G = difference_terms(gain_R, groups, is_share=is_share)
     middle = term_G.mean().item()
     half = student(len(term_G) - 1) * term_G.std(ddof=1).item() / math.sqrt(len(term_G))
     low = min(value, middle - half)
     high = max(value, middle + half)
     return MeasuredValue(value, n=len(gain_R), low=low, high=high, method="paired t", groups=G)
+
+
+def difference_terms(
+    gain_R: np.ndarray, groups: Sequence[Hashable] | None, *, is_share: bool
+) -> np.ndarray:
+    """Return the values whose mean is the difference of `difference`, one per group.
+
+    Shares have two more, the pseudo-groups.
+    """
+    gain_G = group_sums(gain_R, groups)
+    term_G = len(gain_G) * gain_G
+    if is_share:
+        term_G = np.append(term_G, [1.0, -1.0])
+    return term_G
 
 
 def with_difference(
@@ -231,7 +242,7 @@ def wilson(value: float, n: float, quantile: float) -> tuple[float, float]:
     return min(value, max(0.0, middle - half)), max(value, min(1.0, middle + half))
 
 
-def student(freedom: int) -> float:
+def student(freedom: float) -> float:
     """Return the 0.975 quantile of Student's t (Wallace 1959).
 
     It is 4 % too high for 2 degrees of freedom, 1 % for 3.

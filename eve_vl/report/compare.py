@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.config import flat, to_dict
-from eve_vl.metrics import intervals
+from eve_vl.metrics.seeds import METHOD, SeedSpread, seed_spreads
 from eve_vl.pages.rendering import Section, document, draw
 from eve_vl.report.compared_run import ComparedRun, read_run
 from eve_vl.report.comparison_curves import charts_by_axis
 from eve_vl.report.page import write_page
-from eve_vl.run.results import Result, ranked, row_difference
+from eve_vl.run.arms import Arm, arm_differences, group_by_arm
+from eve_vl.run.results import Result, RowScores, ranked
 from eve_vl.synthetic.disclaimers import source_note
 from eve_vl.tasks.examples import Example
 from eve_vl.utils.console import progress, warn
@@ -26,12 +27,12 @@ TEMPLATE = "compare_sections.html"
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Mean difference of the scores of two runs on their common rows."""
+class ArmColumn:
+    """An arm as a column of a table."""
 
-    better: str
-    worse: str
-    difference: intervals.MeasuredValue
+    name: str
+    runs: Sequence[str]
+    numbers: Mapping[str, SeedSpread]
 
 
 def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -99,11 +100,14 @@ def group_sections(runs: Sequence[ComparedRun]) -> list[Section]:
     if rankings:
         body = draw(TEMPLATE, "data", runs=runs, rankings=rankings)
         sections.append(Section("data", "numbers on named data", body))
+    arms = group_by_arm({run.name: run.config for run in runs})
     body = draw(
         TEMPLATE,
         "numbers",
         runs=runs,
-        differences=paired_differences(runs),
+        arm_columns=arm_columns(arms, runs),
+        differences=arm_differences(arms, {run.name: row_scores(run) for run in runs}),
+        seeds_method=METHOD,
         has_same_rows=len({measured_rows(run) for run in runs}) == 1,
     )
     sections.append(Section("numbers", "validation", body))
@@ -130,23 +134,24 @@ def rankings_on_named_data(
     return [ranked(results) for results in results_by_data.values()]
 
 
-def paired_differences(runs: Sequence[ComparedRun]) -> list[PairedDifference]:
-    """Return the mean score differences of all pairs of runs with common rows."""
-    differences = []
-    for a, b in itertools.combinations(runs, 2):
-        difference = row_difference(
-            (a.data, a.scored, a.scores),
-            (b.data, b.scored, b.scores),
-        )
-        if not isinstance(difference, intervals.MeasuredValue):
-            continue
-        if difference >= 0:
-            differences.append(PairedDifference(a.name, b.name, difference))
-        else:
-            reverse = intervals.paired(b.scores, a.scores)
-            assert isinstance(reverse, intervals.MeasuredValue)
-            differences.append(PairedDifference(b.name, a.name, reverse))
-    return differences
+def arm_columns(arms: Sequence[Arm], runs: Sequence[ComparedRun]) -> list[ArmColumn]:
+    """Return the numbers that all runs of an arm have; [] if no arm has several runs."""
+    if all(len(arm.runs) == 1 for arm in arms):
+        return []
+    numbers_of_run: dict[str, Mapping[str, float]] = {}
+    for run in runs:
+        numbers_of_run[run.name] = run.measured.values if run.measured else {}
+
+    columns = []
+    for arm in arms:
+        spreads = seed_spreads([numbers_of_run[run] for run in arm.runs])
+        columns.append(ArmColumn(arm.name, arm.runs, spreads))
+    return columns
+
+
+def row_scores(run: ComparedRun) -> RowScores:
+    """Return the scores of a run's validation rows."""
+    return RowScores(run.data, run.scored, run.scores)
 
 
 def measured_rows(run: ComparedRun) -> tuple[Any, ...]:

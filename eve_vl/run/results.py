@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,14 @@ class Result(Frozen):
         """What two results must share to be compared: task, data and options."""
         return self.task, self.data, json.dumps(self.options, sort_keys=True)
 
+    @property
+    def row_scores(self) -> "RowScores":
+        """The scores of the rows, with what they are scores of."""
+        return RowScores(self.data, self.scored, self.rows)
+
     def difference(self, other: "Result") -> float | None:
         """Return the mean score of this minus the other's on common rows, or None."""
-        return row_difference(
-            (self.data, self.scored, self.rows), (other.data, other.scored, other.rows)
-        )
+        return row_difference(self.row_scores, other.row_scores)
 
 
 def measuring_options(
@@ -94,17 +98,26 @@ def main_numbers(evaluator: Evaluator[Any], numbers: Mapping[str, float]) -> tup
     return names, bool(names) and names[0] in lower_is_better
 
 
-def row_difference(a: tuple[Any, ...], b: tuple[Any, ...]) -> float | None:
+@dataclass(frozen=True)
+class RowScores:
+    """The score of each row in an evaluation."""
+
+    data: str
+    """Fingerprint of the data."""
+    scored: str | None
+    """Name of the number that the rows are shares of."""
+    rows: Mapping[str, float]
+
+
+def row_difference(a: RowScores, b: RowScores) -> float | None:
     """Return the mean of a − b on the rows of both, with its interval.
 
-    a, b: fingerprint of the data, name of the number, row scores. None without common rows of the
-    same data.
+    None without common rows of the same data.
     """
-    *labels_of_a, rows_of_a = a
-    *labels_of_b, rows_of_b = b
-    if labels_of_a != labels_of_b or rows_of_a.keys().isdisjoint(rows_of_b):
+    is_same_number = (a.data, a.scored) == (b.data, b.scored)
+    if not is_same_number or a.rows.keys().isdisjoint(b.rows):
         return None
-    return intervals.paired(rows_of_a, rows_of_b)
+    return intervals.paired(a.rows, b.rows)
 
 
 def result_of(

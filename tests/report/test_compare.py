@@ -81,6 +81,20 @@ def test_numbers_and_costs_stand_side_by_side(folder: Path, page: Page):
     assert "trainingrowsseen646464trainingtook" in page.text.replace(" ", "")  # 4 steps of 16
 
 
+def test_seeds_of_one_config_are_one_arm(folder: Path, page: Page):
+    """Runs c and b/deep differ by seed; a has another learning rate."""
+    accuracies = []
+    for name in CHANGES:
+        accuracies.append(json.loads((folder / name / "metrics.json").read_text())["mim_mse"])
+    a, *of_arm = accuracies
+    mean = number(sum(of_arm) / 2)
+    cells = f"mim_mse {number(a)}{mean} {number(min(of_arm))} to {number(max(of_arm))}"
+    assert cells.replace(" ", "") in page.text.replace(" ", "")
+    assert "c and 1 more (2 seeds)" in page.text
+    assert page.text.count("on 16 common rows") == 1
+    assert page.text.count("Its variance is the sum of that between the seeds") == 1
+
+
 def test_only_differing_fields_are_listed(page: Page):
     fields = page.text.rpartition("Config")[2].partition("Curves")[0]
     assert fields.replace(" ", "") == "acb/deeptrain.lr0.0010.00010.0001train.seed070"
@@ -164,10 +178,10 @@ def test_files_of_one_name_are_compared_by_content(tokenizer: Path, tmp_path: Pa
             Image.new("RGB", (32, 32), (shade, 9 * row, 10)).save(data / f"{row}.png")
             rows.append({"image": f"{row}.png", "caption": f"a red circle, {name} {row}"})
         write_jsonl(data / "val.jsonl", rows)
-    for name, source, seed in (("one", "x", 0), ("two", "y", 0), ("three", "y", 1)):
+    for name, source, lr in (("one", "x", 1e-3), ("two", "y", 1e-3), ("three", "y", 1e-4)):
         val = (str(tmp_path / source / "val.jsonl"),)
         config = tiny(tmp_path / name, tokenizer, steps=1, data={"val": val})
-        assert train(replace(config, train=replace(config.train, seed=seed)))
+        assert train(replace(config, train=replace(config.train, lr=lr)))
 
     out = tmp_path / "page.html"
     page = Page(write_comparison([tmp_path / "one", tmp_path / "two"], out))
