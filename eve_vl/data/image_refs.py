@@ -9,7 +9,7 @@ import numpy as np
 
 from eve_vl.data.remote_path import RemotePath
 from eve_vl.data.remote_ranges import read_range
-from eve_vl.utils.errors import StorageError
+from eve_vl.data.shard_stamps import changed_shard
 from eve_vl.utils.file_io import open_ordinary, read_bytes
 from eve_vl.utils.frozen import Frozen
 
@@ -64,14 +64,6 @@ def _size_in_header(block: bytes) -> int | None:
     with contextlib.suppress(tarfile.HeaderError, IndexError):
         return tarfile.nti(block[124:136])  # pyright: ignore[reportAttributeAccessIssue]
     return None
-
-
-def changed_shard(path: Path, problem: str) -> StorageError:
-    """Return the error of a shard that is not as its index says."""
-    return StorageError(
-        f"{path}: has changed since it was indexed ({problem}); restore it, or start again to "
-        "index it again"
-    )
 
 
 class ImageBytes(Frozen):

@@ -1,26 +1,16 @@
 """Paths of remote files, such as `s3://bucket/00000.tar`, with the reading methods of a Path."""
 
-import zlib
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
 
-from eve_vl.data.remote_ranges import read_range
+from eve_vl.data.remote_ranges import IndexedVersion, check_versions, read_range
 from eve_vl.data.remote_requests import request
-from eve_vl.utils.errors import StorageError
+from eve_vl.data.shard_stamps import FileStamp, remote_stamp
 
 SCAN_BYTES = 2**22  # of one request of a scan: about what arrives in the time of a request
-VERSION_FIELDS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "created")
-"""What stores call the version of a file."""
-
-
-class FileStamp(NamedTuple):
-    """Size and version of a file: a changed file has another stamp."""
-
-    size: int
-    version: int
 
 
 class RemotePath(type(Path())):
@@ -28,6 +18,9 @@ class RemotePath(type(Path())):
 
     They raise StorageError, after retries if the fault may be transient.
     """
+
+    indexed: IndexedVersion | None = None
+    """The version that is to be read; None: any."""
 
     def __str__(self) -> str:
         return super().__str__().replace(":/", "://", 1)
@@ -50,18 +43,21 @@ class RemotePath(type(Path())):
 
     def stamp(self) -> FileStamp:
         """Return its size and a hash of its version."""
-        info = request(self, "info")
-        if info.get("size") is None:
-            raise StorageError(
-                f"{self}: the server tells no size, so parts of it cannot be read;"
-                " copy it to a disk"
-            )
-        version = str([info.get(name) for name in VERSION_FIELDS])
-        return FileStamp(info["size"], zlib.crc32(version.encode()))
+        return remote_stamp(self, request(self, "info"))
+
+    def keep_version(self) -> FileStamp:
+        """Return the stamp of its version; reading another version is an error from now on."""
+        if self.indexed is None:
+            self.indexed = IndexedVersion(self.stamp())
+        return self.indexed.stamp
+
+    def check_version(self) -> None:
+        """Raise StorageError if it has changed."""
+        check_versions([self], 0)
 
     def open(self, *_: Any, **__: Any) -> Any:
         """Open it for reading bytes."""
-        size = self.stamp().size
+        size = self.indexed.stamp.size if self.indexed else self.stamp().size
         return _RemoteFile(None, self, block_size=SCAN_BYTES, size=size)  # pyright: ignore
 
 

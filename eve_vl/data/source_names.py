@@ -11,6 +11,7 @@ from pathlib import Path
 from eve_vl.config import HELD_OUT, HELD_OUT_TEST
 from eve_vl.config.generated_sources import generated
 from eve_vl.data.remote_path import RemotePath
+from eve_vl.utils.console import print_once
 from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.file_io import expand_user
 
@@ -102,8 +103,13 @@ def explain_missing(path: Path) -> str:
 
 
 def refuse_missing(specs: Iterable[str]) -> None:
-    """Raise UserError for a source whose files do not exist, without opening any."""
+    """Raise UserError for a source whose files do not exist, without opening any.
+
+    Remote ones are printed: the imports and requests that come next take seconds.
+    """
     for spec in specs:
         if spec not in (HELD_OUT, HELD_OUT_TEST) and not generated(spec):
             path, _ = parse_spec(spec)
             expand(path)
+            if isinstance(path, RemotePath):
+                print_once(f"opening {path}")

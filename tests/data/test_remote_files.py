@@ -3,7 +3,8 @@
 import io
 import sys
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import fsspec
 import pyarrow as pa
@@ -11,20 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from eve_vl.data import fingerprint, remote_requests
+from eve_vl.data import fingerprint, remote_ranges, remote_requests, remote_stores
 from eve_vl.data.kinds.captions import CaptionedImages
 from eve_vl.data.opening import open_sources
 from eve_vl.data.readers.open_source import open_source
-from eve_vl.data.records import usable_rows
+from eve_vl.data.records import fetch_places, usable_rows
 from eve_vl.data.sample_set import SampleSet
 from eve_vl.data.source_check import check_source
-from eve_vl.data.source_names import absolute_spec
+from eve_vl.data.source_names import absolute_spec, refuse_missing
 from eve_vl.predict.inputs import Inputs
 from eve_vl.tasks.ablated_rows import AblatedRows
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.retrieval.search_set import SearchSet
-from eve_vl.utils.errors import StorageError
+from eve_vl.utils.errors import StorageError, UserError
 from helpers.color_cards import encoded_card
 from helpers.shard_store import CARD_TOKENIZER, NUM, batches_of, config_of, write_shard
 from helpers.source_files import assert_refused, values_of
@@ -140,11 +141,17 @@ def test_passing_faults_change_nothing(store):
             r"the server does not support byte ranges \([\d,]+ bytes came instead of [\d,]+\);"
             " use one that does, such as ",
         ),
+        (["no_range"] * 99, r"the server does not support byte ranges \(status 200 instead of 206"),
+        (["other_range"] * 99, r"4 tries failed \(bytes [\d-]+ came instead of bytes [\d-]+\);"),
+        (["stall"] * 99, r"4 tries failed \(Timeout on reading data from socket\);"),
+        (["redirect_loop"] * 99, "the server redirects in a loop; check the address"),
+        (["400"], r"the server cannot answer the request \(400,.*\); check the address"),
         (["404"], "no such file, or it has changed"),
         (["403"], "access was refused .*; check the credentials"),
     ],
 )
-def test_lasting_faults_stop_a_run_in_one_line(store, faults, problem):
+def test_lasting_faults_stop_a_run_in_one_line(store, monkeypatch, faults, problem):
+    monkeypatch.setattr(remote_stores, "READ_SECONDS", 0.05)
     config = config_of(store.shards)
     expected = batches_of(config, 4)
     store.faults = faults
@@ -154,7 +161,7 @@ def test_lasting_faults_stop_a_run_in_one_line(store, faults, problem):
     assert batches_of(config, 4) == expected
 
 
-def test_faults_at_the_start_are_one_line(store):
+def test_faults_at_the_start_are_one_line(store, monkeypatch):
     missing = f"^{store.url}/9.tar: no such file, or it has changed"
     assert_refused(missing, f"{store.url}/9.tar")
     store.down = "503"
@@ -166,6 +173,47 @@ def test_faults_at_the_start_are_one_line(store):
     store.server_close()
     gone = r"00002.tar: 4 tries failed \(Cannot connect.*\); check address and network"
     assert_refused(gone, f"{store.url}/00002.tar")
+    monkeypatch.setattr(remote_requests, "MAX_SECONDS_UNREACHABLE", 0)
+    assert_refused(gone.replace("4 tries", "1 try"), f"{store.url}/00002.tar")
+
+
+def test_a_download_that_fails_is_not_taken_for_a_damaged_tar(store):
+    store.faults = ["long_length"] * 4
+    assert_refused(r"^\S+/00000.tar: 4 tries failed \(.*\); check", f"{store.url}/00000.tar")
+
+
+@pytest.mark.parametrize("down", ["redirect_loop", "404", "403", "400"])
+def test_a_request_that_cannot_succeed_is_not_repeated(store, down):
+    store.down = down
+    with pytest.raises(UserError):
+        open_source(f"{store.url}/00000.tar")
+    # fsspec asks with GET where HEAD fails, and aiohttp follows ten redirects of each
+    assert len(store.requests) == (20 if down == "redirect_loop" else 2)
+
+
+class S3Error(Exception):
+    """botocore's error of an S3 server."""
+
+    response: ClassVar = {"ResponseMetadata": {"HTTPStatusCode": 404}}
+
+
+def test_a_missing_bucket_is_named_after_one_request(monkeypatch):
+    num_requests = 0
+
+    def info(_: Any) -> None:
+        nonlocal num_requests
+        num_requests += 1
+        answer = S3Error("An error occurred (NoSuchBucket) when calling ListObjectsV2")
+        raise FileNotFoundError("The specified bucket does not exist") from answer
+
+    monkeypatch.setattr(remote_requests, "store", lambda: SimpleNamespace(info=info))
+    assert_refused("^s3://bucket/x.tar: no such bucket; check its name", "s3://bucket/x.tar")
+    assert num_requests == 1
+
+
+def test_a_remote_source_is_printed_before_it_is_opened(capsys):
+    refuse_missing(["s3://nowhere/{0..3}.tar"])
+    assert capsys.readouterr().out == "opening s3://nowhere/{0..3}.tar\n"
 
 
 def test_addresses_that_cannot_be_read_are_refused(monkeypatch):
@@ -212,3 +260,48 @@ def test_a_shard_that_changes_after_it_was_indexed_is_one_line(store, is_remote)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(StorageError, match=r"00001.tar: .*has changed since it was indexed"):
         [source[row].image.read() for row in range(NUM)]
+
+
+def test_a_shard_that_is_replaced_by_one_of_equal_sizes_stops_a_run(store, monkeypatch):
+    source = open_source(store.shards)
+    write_shard(store.folder / "00001.tar", NUM, color="blue")
+    store.requests.clear()
+    assert values_of(source, "captions")  # a minute has not passed
+    assert not [request for request in store.requests if "HEAD" in request]
+
+    monkeypatch.setattr(remote_ranges, "CHECK_SECONDS", 0)
+    assert source[0].image.read()
+    with pytest.raises(StorageError, match=r"00001.tar: has changed since it .*\(another .* ETag"):
+        source[NUM].image.read()
+    with pytest.raises(StorageError, match=r"00001.tar: has changed since it"):
+        fetch_places([(source, row) for row in range(3 * NUM)])
+
+
+def test_a_shard_that_is_replaced_while_it_is_indexed_is_refused(store, monkeypatch):
+    request_ranges = remote_requests.request_ranges
+
+    def replace_and_request(ranges: Any) -> Any:
+        write_shard(store.folder / "00001.tar", NUM, color="blue")
+        return request_ranges(ranges)
+
+    with monkeypatch.context() as context:
+        context.setattr(remote_requests, "request_ranges", replace_and_request)
+        assert_refused("00001.tar: has changed since it was indexed", f"{store.url}/00001.tar")
+    source = open_source(f"{store.url}/00001.tar")
+    assert source[0].image.read() == encoded_card("blue") + bytes(NUM)
+
+
+def test_a_parquet_file_that_is_replaced_stops_a_run(store, monkeypatch):
+    monkeypatch.setattr(remote_ranges, "CHECK_SECONDS", 0)
+    path = store.folder / "rows.parquet"
+
+    def write(caption: str) -> None:
+        columns = {"image": [encoded_card("red")] * 4, "caption": [caption] * 4}
+        pq.write_table(pa.table(columns), path, row_group_size=2)
+
+    write("a")
+    source = open_source(f"{store.url}/rows.parquet")
+    assert source[0].captions == ("a",)
+    write("b")
+    with pytest.raises(StorageError, match=r"rows.parquet: has changed since it was indexed"):
+        source[3]

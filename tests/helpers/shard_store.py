@@ -1,7 +1,6 @@
 """Shards in a folder, and a web server for it that fails on demand."""
 
 import json
-import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from helpers.color_cards import encoded_card
 from helpers.tars import write_tar_of
 from helpers.tiny_config import tiny_config
+from helpers.web_answers import Answer, damage, send, whole_answer
 
 NUM = 6  # rows of a shard
 CARD_TOKENIZER = Tokenizer.train(["a card"], 300)
@@ -33,20 +33,36 @@ class Store(ThreadingHTTPServer):
     def __init__(self, folder: Path):
         self.folder = folder
         self.faults: list[str] = []
-        """What is wrong with the answers to the next requests for bytes: a status, cut or whole."""
+        """What is wrong with the answers to the next requests for bytes, as `damage` names it."""
         self.down = ""
-        """Status of all answers."""
+        """The same for all answers."""
         self.requests: list[str] = []
+        self.is_stopped = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.shards = f"{self.url}/{{00000..00002}}.tar"
         self.local_shards = f"{folder}/{{00000..00002}}.tar"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
+    def shutdown(self) -> None:
+        """Stop, also answers that are silent."""
+        self.is_stopped.set()
+        super().shutdown()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print nothing: clients leave early."""
+
+    def fault_of(self, *, is_range: bool) -> str:
+        """Return what is to be wrong with the next answer."""
+        if is_range and self.faults and not self.down:
+            return self.faults.pop(0)
+        return self.down
+
 
 class Handler(BaseHTTPRequestHandler):
     """Answers with a file or a range of its bytes."""
 
+    protocol_version = "HTTP/1.1"
     server: Store  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
@@ -60,30 +76,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         store = self.server
-        path = store.folder / self.path[1:]
-        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-        fault = store.down
-        if span and store.faults and not fault:
-            fault = store.faults.pop(0)
         store.requests.append(f"{self.command} {self.path}")
-        if fault.isdigit() or not path.is_file():
-            self.send_response(int(fault or 404))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        data = path.read_bytes()
-        if span and int(span[1]) >= len(data):
-            self.send_error(416)
-            return
-        if span and fault != "whole":
-            data = data[int(span[1]) : int(span[2]) + 1]
-        self.send_response(206 if span else 200)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", str(path.stat().st_mtime_ns))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
-            self.close_connection = True
+        requested_range = self.headers.get("Range") or ""
+        fault = store.fault_of(is_range=bool(requested_range))
+        path = store.folder / self.path.removeprefix("/moved")[1:]
+        if path.is_file():
+            etag = str(path.stat().st_mtime_ns)
+            answer = whole_answer(self.path, path.read_bytes(), etag, requested_range)
+        else:
+            answer = Answer(self.path, b"", 0, 0, 404, b"", {"Content-Length": "0"})
+        if answer.status < 400:
+            damage(answer, fault)
+        send(answer, self, store.is_stopped)
 
 
 def write_shard(path: Path, first: int, num: int = NUM, color: str = "red") -> Path:

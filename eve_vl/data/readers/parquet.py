@@ -149,8 +149,12 @@ def _open_parquet(path: Path) -> Any:
         raise UserError(
             f"{path}: reading Parquet needs pyarrow: pip install 'eve-vl[parquet]'"
         ) from None
-    open_ordinary(path).close()  # pyarrow would wait for a pipe
-    file: Any = path.open() if isinstance(path, RemotePath) else path
+    file: Any = path
+    if isinstance(path, RemotePath):
+        path.keep_version()
+        file = path.open()
+    else:
+        open_ordinary(path).close()  # pyarrow would wait for a pipe
     footer = parquet.read_metadata(file)
     # a repeated text stays one in memory: a file of 1 kB can repeat one of 10 MB thousands of times
     text_columns = []

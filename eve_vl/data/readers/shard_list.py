@@ -16,7 +16,8 @@ from eve_vl.data.readers.tar_index import (
     save_array,
     shard_stamp,
 )
-from eve_vl.data.remote_path import FileStamp, RemotePath
+from eve_vl.data.remote_path import RemotePath
+from eve_vl.data.shard_stamps import FileStamp
 from eve_vl.utils import file_io
 from eve_vl.utils.console import pluralize, print_once, progress
 from eve_vl.utils.launcher import process_place

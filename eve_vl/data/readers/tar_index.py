@@ -15,10 +15,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from eve_vl.data.image_refs import changed_shard
 from eve_vl.data.readers.formats import IMAGE_SUFFIXES
-from eve_vl.data.remote_path import FileStamp, RemotePath
+from eve_vl.data.remote_path import RemotePath
 from eve_vl.data.row_hashes import hash_of
+from eve_vl.data.shard_stamps import FileStamp, require_same_stamp
 from eve_vl.utils import file_io
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import StorageError, UserError
@@ -61,9 +61,9 @@ class TarMember(NamedTuple):
 
 
 def shard_stamp(path: Path) -> FileStamp:
-    """Return size and version of a shard. Raises UserError."""
+    """Return size and version of a shard; a remote one is to keep it. Raises UserError."""
     if isinstance(path, RemotePath):
-        return path.stamp()
+        return path.keep_version()
     with file_io.reading(path):
         # a third of the time of Path.stat, for each of 10,000 shards
         status = os.stat(path)  # noqa: PTH116
@@ -73,12 +73,8 @@ def shard_stamp(path: Path) -> FileStamp:
 @lru_cache(MOST_MAPPED)
 def mapped_index(path: Path, stamp: FileStamp, num_rows: int) -> TarIndex:
     """Return the index of a shard that is still as it was at the start. Raises StorageError."""
-    if not isinstance(path, RemotePath):  # of a remote shard the headers of its members tell
-        now = shard_stamp(path)
-        if now.size != stamp.size:
-            raise changed_shard(path, f"{stamp.size:,} → {now.size:,} bytes")
-        if now != stamp:
-            raise changed_shard(path, "another time of change")
+    if not isinstance(path, RemotePath):  # reading checks the version of a remote shard
+        require_same_stamp(path, shard_stamp(path), stamp)
     index = find_index(path, stamp, is_checked=True)
     if len(index.keys) != num_rows:
         raise StorageError(
@@ -104,6 +100,8 @@ def find_index(path: Path, stamp: FileStamp, *, is_checked: bool = False) -> Tar
                 return index
 
     index = _scan(path)
+    if isinstance(path, RemotePath):
+        path.check_version()
     array = _to_array(index, stamp)
     for index_path in places:
         if save_array(index_path, array):
@@ -206,6 +204,8 @@ def _members(path: Path) -> Iterator[TarMember]:
             while has_content:
                 yield from _members_until_end_mark(file)
                 has_content = _skip_zeros(file)
+    except StorageError:  # a ValueError, too
+        raise
     except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
         reason = str(error) or "a header that is larger than the memory"
         raise UserError(
