@@ -28,11 +28,11 @@ PART_ROWS = 8192
 class FeaturesArgs(SourceArgs, DeviceArgs):
     """Flags of `eve features`."""
 
-    sources: Positional[tuple[str, ...]] = ()
-    """Folders of images, tables or shards; with --out FILE.npz also image files."""
-    run: Path
+    run: Positional[Path]
     """Run folder, or one of its checkpoints; for Parquet, its features of images and texts must
     compare."""
+    sources: Positional[tuple[str, ...]] = ()
+    """Folders of images, tables or shards; with --out FILE.npz also image files."""
     out: Path = Path("features")
     """Folder of Parquet parts, where finished parts are kept. Or a file to write, .npz or
     .safetensors: image_features and text_features, and the names of their rows, `images` and
@@ -84,7 +84,7 @@ class EncodedRows(Frozen):
 
 
 def run_features(args: FeaturesArgs) -> None:
-    """Write features, as Parquet or FILE.npz: eve features SOURCE … --run RUN --out OUT."""
+    """Write features, as Parquet or FILE.npz: eve features RUN SOURCE … --out OUT."""
     if not (args.sources or args.texts or args.texts_of):
         raise UserError(
             "nothing to encode: name images, folders or tables, "

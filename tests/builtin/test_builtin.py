@@ -190,7 +190,7 @@ def test_unknown_names(eve):
     assert "no run 'builtin:drawing'; did you mean 'builtin:drawings'?" in line
     line = complaint(eve("evaluate", "retrieval", "builtin:drawings"))
     assert "name other data with --data" in line
-    line = complaint(eve("features", "--run", "drawings", "--texts", "home"))
+    line = complaint(eve("features", "drawings", "--texts", "home"))
     assert "drawings: no such run folder; did you mean 'builtin:drawings'?" in line
 
 

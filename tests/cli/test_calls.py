@@ -131,7 +131,7 @@ def test_explain(eve, folder):
 def test_features_of_images_and_texts_are_written_to_a_file(eve, folder):
     texts = [TEXT, "a circle", "a"]
     inputs = ("1.png", "0.png", "--texts", *texts)
-    done = eve("features", *inputs, "--run", "retrieval", "--out", "f.npz", "--batch-size", 2)
+    done = eve("features", "retrieval", *inputs, "--out", "f.npz", "--batch-size", 2)
     assert "image_features (2, 8), text_features (3, 8)" in done.stdout, done.stderr
     run = Eve.load(folder / "retrieval")
     with np.load(folder / "f.npz") as file:
@@ -147,7 +147,7 @@ def test_file_of_texts_is_as_large_as_its_content(eve, folder):
     texts = ["word " * 800 + "é", *(f"text {number}" for number in range(100))]
     table = folder / "texts.jsonl"
     table.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    done = eve("features", "--run", "retrieval", "--texts-of", "texts.jsonl", "--out", "t.npz")
+    done = eve("features", "retrieval", "--texts-of", "texts.jsonl", "--out", "t.npz")
     assert done.returncode == 0, done.stderr
     with np.load(folder / "t.npz", allow_pickle=False) as file:
         assert sorted(file) == ["text_features", "texts"]
@@ -166,7 +166,7 @@ def test_features_of_a_folder_and_a_table(eve, folder, tmp_path: Path):
     (photos / "broken.png").write_bytes(b"not an image")
     (tmp_path / "texts.csv").write_text(f"text\na circle\n{TEXT}\n")
     inputs = (photos, "--texts-of", tmp_path / "texts.csv", "--texts", "a")
-    done = eve("features", *inputs, "--run", "retrieval", "--out", "f.Safetensors")
+    done = eve("features", "retrieval", *inputs, "--out", "f.Safetensors")
     assert done.stdout.splitlines() == [
         "skipped: broken.png: not an image in a known format "
         "(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF)",
@@ -184,7 +184,7 @@ def test_features_of_a_folder_and_a_table(eve, folder, tmp_path: Path):
 
     for path in paths:
         path.write_bytes(b"")
-    done = eve("features", photos, "--run", "retrieval", "--out", "none.npz")
+    done = eve("features", "retrieval", photos, "--out", "none.npz")
     assert (done.returncode, done.stdout.count("skipped: ")) == (1, 4)
     assert done.stderr == "eve: none.npz: not written, because no row could be used\n"
     assert not (folder / "none.npz").exists()
@@ -211,29 +211,29 @@ def test_features_of_a_folder_and_a_table(eve, folder, tmp_path: Path):
         ),
         ("reconstruct masked 0.png a --share 2", "share 2.0 is not in (0, 1)"),
         ("explain vqa 0.png x --wrd star", "Unrecognized options: --wrd, star; did you mean"),
-        ("features --run vqa", "nothing to encode"),
+        ("features vqa", "nothing to encode"),
         (
-            "features 0.png --run vqa --out f.pt",
+            "features vqa 0.png --out f.pt",
             "f.pt: cannot write features with the ending '.pt'; name it .npz or .safetensors",
         ),
         (
-            "features 0.png --run vqa --texts a",
+            "features vqa 0.png --texts a",
             "--texts and --texts-of have no effect on Parquet parts",
         ),
         (
-            "features 0.png --run vqa --out f.npz --part-rows 9",
+            "features vqa 0.png --out f.npz --part-rows 9",
             "--part-rows has no effect on a file (f.npz); leave it out",
         ),
         (
-            "features 0.png --run vqa --out f.npz --format csv",
+            "features vqa 0.png --out f.npz --format csv",
             "have no effect without a folder or table; name one",
         ),
         (
-            "features 0.png --run vqa --device cuda:77",
+            "features vqa 0.png --device cuda:77",
             "device 'cuda:77': torch has no such device here",
         ),
         (
-            "features --run vqa --texts a --out f.npz --batch-size 0",
+            "features vqa --texts a --out f.npz --batch-size 0",
             "batch_size 0 is not positive",
         ),
         ("evaluate headless masked", "no task 'headless'; choose from classification, "),

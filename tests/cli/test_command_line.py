@@ -101,7 +101,7 @@ SERVE = """
 FLAGS = {
     TryArgs: "--out --port --browser",
     IndexArgs: f"--device {SOURCE} --run --out --drop --batch-size",
-    FeaturesArgs: f"--device {SOURCE} --run --out --texts --texts-of --part-rows --batch-size",
+    FeaturesArgs: f"--device {SOURCE} --out --texts --texts-of --part-rows --batch-size",
     LearnArgs: f"--device {SOURCE} --for --task --out --val --test",
     SearchArgs: """
         --device --json --image --caption --by --min-score --top --rerank --folder --where --run

@@ -157,7 +157,7 @@ def test_a_run_goes_on_as_it_began_without_the_run_it_started_from(eve, pretrain
     for words in (
         "evaluate masked_signal init",
         "fill-mask init x.png text",
-        "features x.png --run init --out f.npz",
+        "features init x.png --out f.npz",
         "export init onnx",
         "report init",
         "convert init x.pth",

@@ -351,7 +351,7 @@ def test_models_of_a_hub_that_cannot_be_had_are_refused(tmp_path, monkeypatch, e
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     flags = ("--texts", "a cat", "--out", "features.npz")
-    line = complaint(eve("features", "--run", "hf:some/clip", *flags))
+    line = complaint(eve("features", "hf:some/clip", *flags))
     assert "hf:some/clip: cannot be downloaded (" in line
     assert "check the name and the internet connection" in line
     with pytest.raises(UserError, match="not the name of a model"):

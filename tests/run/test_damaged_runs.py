@@ -207,7 +207,7 @@ def test_a_bad_weight_is_named_when_a_run_is_used_or_started_from(
     tensors["encoder.norm.bias"] = torch.full_like(tensors["encoder.norm.bias"], torch.nan)
     save_file(tensors, folder / "model.safetensors")
     for command in (
-        ("features", "--run", folder, "--texts", "a", "--out", "f.npz"),
+        ("features", folder, "--texts", "a", "--out", "f.npz"),
         ("finetune", "demo_vqa", "--init", folder, "--out", "tuned"),
     ):
         done = eve(*command)

@@ -50,7 +50,7 @@ def test_features_equal_those_of_encode_image_and_the_index(
         rows.append({"image": image, "caption": TEXTS[0], "year": 2000 + number})
     write_jsonl(tmp_path / "rows.jsonl", rows)
     sources = ("photos", "shard.tar", "rows.jsonl")
-    done = eve("features", *sources, "--run", run, "--out", "features", *SIZES)
+    done = eve("features", run, *sources, "--out", "features", *SIZES)
     assert f"skipped: {photos}/new/15.png: not an image" in done.stdout
     summary = "5 new parts, 0 kept parts, 25 images, 1 unusable row, 0 missing parts"
     assert done.stdout.endswith(f"features: {summary}\n")
@@ -120,7 +120,7 @@ KILLS: list[tuple[Any, str, int]] = [  # at which call of what
 def test_after_five_kills_the_bits_are_the_same(eve, model, run, photos, tmp_path, monkeypatch):
     """Two machines take turns, and each dies at another moment."""
     write_images(photos / "many", range(100, 136))
-    command = ("features", "photos", "--run", run, *SIZES, "--out")
+    command = ("features", run, "photos", *SIZES, "--out")
     assert eve(*command, "whole").returncode == 0
     whole = read_bytes(tmp_path / "whole")
     assert len(whole) == 7
@@ -181,26 +181,31 @@ def test_processes_share_the_parts(model, photos, tmp_path, monkeypatch):
 
 
 def test_mistakes_are_one_line(eve, run, photos, tmp_path):
-    assert eve("features", "photos", "--run", run, "--out", "f", *SIZES).returncode == 0
+    assert eve("features", run, "photos", "--out", "f", *SIZES).returncode == 0
     write_run(tiny_run("vqa"), tmp_path / "vqa")
     other_run = write_run(tiny_run("retrieval", model={"depth": 4}), tmp_path / "other")
-    to_f = ("--run", run, "--out", "f")
-    vqa = ("--run", "vqa", "--out", "g")
+    to_f = ("--out", "f")
     mistakes: list[tuple[tuple[Any, ...], str]] = [
-        (("--run", run), "nothing to encode: name images, folders or tables"),
-        (("scenes:", *to_f), "is generated data, which has no files"),
-        (("photos", *vqa), "its features of images do not compare with those of texts"),
-        (("photos", "--run", other_run, "--out", "f", *SIZES), "f: holds other features (run "),
-        (("photos", *to_f), "f: holds other features (rows per part 8 → 8192)"),
-        (("photos", "--run", run, "--out", "photos"), "photos: holds files, but no _features.json"),
-        (("photos", *to_f, "--part-rows", 0), "--part-rows 0 and --batch-size 64: both must be"),
+        ((run,), "nothing to encode: name images, folders or tables"),
+        ((run, "scenes:", *to_f), "is generated data, which has no files"),
+        (
+            ("vqa", "photos", "--out", "g"),
+            "its features of images do not compare with those of texts",
+        ),
+        ((other_run, "photos", *to_f, *SIZES), "f: holds other features (run "),
+        ((run, "photos", *to_f), "f: holds other features (rows per part 8 → 8192)"),
+        ((run, "photos", "--out", "photos"), "photos: holds files, but no _features.json"),
+        (
+            (run, "photos", *to_f, "--part-rows", 0),
+            "--part-rows 0 and --batch-size 64: both must be",
+        ),
     ]
     for args, message in mistakes:
         done = eve("features", *args)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert message in done.stderr
     (photos / "old" / "07.png").unlink()
-    assert "f: holds other features" in eve("features", "photos", *to_f, *SIZES).stderr
+    assert "f: holds other features" in eve("features", run, "photos", *to_f, *SIZES).stderr
 
 
 def test_processes_that_see_different_data_stop(model, photos, tmp_path, monkeypatch):

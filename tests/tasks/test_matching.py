@@ -212,7 +212,7 @@ def test_commands_report_what_a_run_without_features_cannot_do(tmp_path: Path, c
     image = tmp_path / "a.png"
     Image.fromarray(noise(1)).save(image)
     features = tmp_path / "f.npz"
-    main(["features", str(image), "--run", str(run), "--texts", TEXT, "--out", str(features)])
+    main(["features", str(run), str(image), "--texts", TEXT, "--out", str(features)])
     assert "do not compare" in capsys.readouterr().out
     main(["index", str(tmp_path), "--run", str(run), "--out", str(tmp_path / "index")])
     assert "finds only images by an image" in capsys.readouterr().out
