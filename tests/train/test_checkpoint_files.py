@@ -222,6 +222,9 @@ def test_answers_do_not_depend_on_an_edited_config(tmp_path: Path):
     assert verify(folder, to_resume=False)["step"] == 3
     with pytest.raises(UserError, match=r"damaged \(config.json is not what was written"):
         verify(folder)
+    flip_a_bit("model.safetensors")(folder)
+    with pytest.raises(UserError, match=r"damaged \(model.safetensors is not what was written"):
+        verify(folder, to_resume=False)
 
 
 def test_process_added_after_a_resume_keeps_its_generators(tmp_path: Path):
