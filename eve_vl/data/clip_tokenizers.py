@@ -12,7 +12,7 @@ from eve_vl.utils.file_io import read_bytes, read_json, read_text
 
 START = "<|startoftext|>"  # of CLIP's texts
 END = "<|endoftext|>"
-SIGLIP_ENDS = ("</s>", "<eos>")
+SIGLIP_ENDS = ("<eos>", "</s>")  # SigLIP 2 has both, the second for HTML
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 FILES = ("spiece.model", "tokenizer.json", "vocab.json")
 """Files of a tokenizer in a folder, the best first."""

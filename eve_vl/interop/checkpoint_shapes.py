@@ -1,7 +1,12 @@
-"""Sizes of a model, read from the names and shapes of its tensors."""
+"""Sizes of a model, read from the names and shapes of its tensors.
+
+Letters: D width, C channels, P patch size.
+"""
 
 import re
 from collections.abc import Iterable
+
+from torch import Tensor
 
 from eve_vl.utils.errors import UserError
 
@@ -16,6 +21,20 @@ def count_numbered(pattern: str, names: Iterable[str]) -> int:
     beginning = re.compile(re.escape(pattern).replace(r"\*", r"(-?\d+)"))
     matches = [beginning.match(name) for name in names]
     return len({match.groups()[-1] for match in matches if match})
+
+
+def width_and_patch_size(conv_DCPP: Tensor, where: str) -> tuple[int, int]:
+    """Return the width and the patch size of a convolution that projects patches.
+
+    Raises UserError for any other layout of its axes.
+    """
+    shape = tuple(conv_DCPP.shape)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        raise UserError(
+            f"{where}: the projection of patches has shape {shape}, expected (width, 3, patch "
+            "size, patch size)"
+        )
+    return shape[0], shape[3]
 
 
 def patches_per_side(num_positions: int, where: str) -> int:

@@ -26,11 +26,15 @@ from torch.nn import functional as F
 from eve_vl.config import DualEncoderConfig, InputConfig
 from eve_vl.data.clip_tokenizers import read_published
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.interop.checkpoint_shapes import count_numbered, patches_per_side
-from eve_vl.interop.clip_settings import ClipSettings, read_settings
+from eve_vl.interop.checkpoint_shapes import (
+    count_numbered,
+    patches_per_side,
+    width_and_patch_size,
+)
+from eve_vl.interop.clip_settings import HIGHEST, ClipSettings, read_settings
 from eve_vl.interop.convert import Conversion, Family
 from eve_vl.interop.convert_args import ConvertArgs
-from eve_vl.interop.foreign_weights import checked_tensors, read_tensors, rename
+from eve_vl.interop.foreign_weights import checked_tensors, read_tensors, rename, renamed
 from eve_vl.interop.pixel_scale import bias_of_our_pixels, projection_of_our_pixels
 from eve_vl.interop.weight_table import (
     MULTIHEAD,
@@ -43,7 +47,8 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.utils.errors import UserError
 
 WEIGHT_FILES = (
-    r"model(-\d+-of-\d+)?\.safetensors",
+    r"model\.safetensors",
+    r"model-\d+-of-\d+\.safetensors",
     r"open_clip_model\.safetensors",
     r"pytorch_model\.bin",
     r"open_clip_pytorch_model\.bin",
@@ -117,12 +122,11 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversio
     """Return what a published CLIP or SigLIP becomes. Raises UserError."""
     folder = args.source if args.source.is_dir() else args.source.parent
     settings = read_settings(folder)
-    tensors = {
-        common_name(name): tensor
-        for name, tensor in tensors.items()
-        if not name.endswith("attn_mask")
-    }
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("attn_mask")}
+    tensors = renamed(tensors, common_name, where)
     tensors = checked_tensors(tensors, args.drop, where)
+    sizes = _sizes(tensors, settings, where)
+    _check_stated_sizes(tensors, sizes, settings)
     tokenizer_path = args.tokenizer or folder
     tokenizer, filling_token = read_published(
         tokenizer_path, is_siglip=settings.is_siglip, cleans=settings.strips_punctuation
@@ -134,19 +138,22 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversio
             f"{tokenizer_path}: has {num_tokens} tokens, but the checkpoint has embeddings for "
             f"{num_embeddings}"
         )
+    if not settings.is_siglip:
+        _check_end_of_texts(tokenizer, num_tokens, settings)
     table = key_table(tensors, settings)
     table["encoder.text.embed.words.weight"] = Computed(
         partial(_with_padding, tokenizer, filling_token), ("text.words",)
     )
     return Conversion(
         tensors=tensors,
-        sizes=_sizes(tensors, settings, where),
+        sizes=sizes,
         model=_model(tensors, settings, args.num_heads),
         section=RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=_feature_dim(tensors)),
         table=table,
         recipe_name=settings.towers,
         tokenizer=tokenizer,
         unused=UNUSED,
+        notes=settings.notes,
     )
 
 
@@ -157,9 +164,12 @@ def _sizes(tensors: Mapping[str, Tensor], settings: ClipSettings, where: str) ->
     num_positions = tensors["image.positions"].shape[:-1].numel()
     if settings.is_siglip:  # it has no [CLS]
         num_positions += 1
-    patch_size = tensors["image.patches.weight"].shape[-1]
+    _, patch_size = width_and_patch_size(tensors["image.patches.weight"], where)
     text_length = len(tensors["text.positions"])
-    sizes: dict[str, Any] = {"resize": settings.resize, "interpolation": settings.interpolation}
+    sizes: dict[str, Any] = {
+        "resize": settings.images.resize,
+        "interpolation": settings.images.interpolation,
+    }
     return InputConfig(
         **sizes,
         image_size=patches_per_side(num_positions, where) * patch_size,
@@ -190,25 +200,67 @@ def _model(
 
 
 def _feature_dim(tensors: Mapping[str, Tensor]) -> int:
-    """Return the width of features, 0 without a projection of texts."""
-    if "text.projection.weight" in tensors:
-        return len(tensors["text.projection.weight"])
+    """Return the width of features."""
     if "text.projection" in tensors:  # open_clip multiplies from the right
         return tensors["text.projection"].shape[1]
-    return 0
+    return len(tensors["text.projection.weight"])
+
+
+def sizes_of(tensors: Mapping[str, Tensor], sizes: InputConfig) -> dict[str, int]:
+    """Return the sizes of weights that a config may state, by names for messages."""
+    numbers = {
+        "vision channels": tensors["image.patches.weight"].shape[1],
+        "vision patch size": sizes.patch_size,
+        "vision image size": sizes.image_size,
+        "text positions": sizes.text_length,
+        "text tokens": len(tensors["text.words"]),
+        "features": _feature_dim(tensors),
+    }
+    for name, tower in (("vision", "image"), ("text", "text")):
+        numbers[f"{name} width"] = tensors[f"{tower}.norm.weight"].numel()
+        numbers[f"{name} hidden width"] = tensors[f"{tower}.blocks.0.mlp.fc1.bias"].numel()
+        numbers[f"{name} layers"] = count_numbered(f"{tower}.blocks.*.", tensors)
+    return numbers
+
+
+def _check_stated_sizes(
+    tensors: Mapping[str, Tensor], sizes: InputConfig, settings: ClipSettings
+) -> None:
+    """Raise UserError if the config states another size than the weights have."""
+    numbers = sizes_of(tensors, sizes)
+    for stated in settings.stated_sizes:
+        if numbers[stated.size] != stated.value:
+            raise UserError(
+                f"{settings.path}: {stated.field} is {stated.value}, but the weights have "
+                f"{stated.size} {numbers[stated.size]}; take config and weights of one model"
+            )
+
+
+def _check_end_of_texts(tokenizer: Tokenizer, num_tokens: int, settings: ClipSettings) -> None:
+    """Raise UserError if CLIP's features are of another token than the last of each text."""
+    end_id = settings.end_id
+    if end_id == HIGHEST:
+        end_id = num_tokens - 1
+    if tokenizer.end_id != end_id:
+        raise UserError(
+            f"{settings.path}: reads texts at token {end_id}, but those of {tokenizer.where} end "
+            f"with token {tokenizer.end_id}; take config and tokenizer of one model"
+        )
 
 
 def key_table(tensors: Mapping[str, Tensor], settings: ClipSettings) -> dict[str, Any]:
     """Return the source of each of our tensors outside the tokens' embeddings."""
     patches = ["image.patches.weight"]
-    if "image.patches.bias" in tensors:
+    if settings.is_siglip:
         patches.append("image.patches.bias")
+    mean = settings.images.mean
+    std = settings.images.std
     table: dict[str, Any] = {
         "encoder.image.embed.proj.weight": Computed(
-            partial(_patch_projection, std=settings.std), ("image.patches.weight",)
+            partial(_patch_projection, std=std), ("image.patches.weight",)
         ),
         "encoder.image.embed.proj.bias": Computed(
-            partial(bias_of_our_pixels, mean=settings.mean, std=settings.std), tuple(patches)
+            partial(bias_of_our_pixels, mean=mean, std=std), tuple(patches)
         ),
         "encoder.image.embed.cls": "image.cls",
         "encoder.image.norm_pre": "image.norm_pre",
@@ -226,7 +278,7 @@ def key_table(tensors: Mapping[str, Tensor], settings: ClipSettings) -> dict[str
         )
         table[f"encoder.{tower}.embed.type_embed"] = 0.0
         table[f"encoder.{tower}.norm"] = f"{tower}.norm"
-        table[f"contrast.features.{tower}.weight"] = _projection(tower, tensors)
+        table[f"contrast.features.{tower}.weight"] = _projection(tower, tensors, settings)
     if settings.is_siglip:
         table |= with_prefixes("encoder.image.pool.", "image.pool.", _pool_table(tensors))
     return table
@@ -274,15 +326,20 @@ def _attention(prefix: str, tensors: Mapping[str, Tensor]) -> WeightTable:
     }
 
 
-def _projection(tower: str, tensors: Mapping[str, Tensor]) -> str | Computed:
-    """Return the source of the projection of a tower's features, an identity if it has none."""
+def _projection(
+    tower: str, tensors: Mapping[str, Tensor], settings: ClipSettings
+) -> str | Computed:
+    """Return the source of the projection of a tower's features.
+
+    It is an identity for SigLIP's images, which have none.
+    """
     name = f"{tower}.projection"
+    if settings.is_siglip and tower == "image":
+        width = tensors["image.norm.weight"].numel()
+        return Computed(lambda: torch.eye(width), ())
     if name in tensors:  # open_clip multiplies from the right
         return Computed(torch.t, (name,))
-    if f"{name}.weight" in tensors:
-        return f"{name}.weight"
-    width = tensors["image.norm.weight"].numel()
-    return Computed(lambda: torch.eye(width), ())
+    return f"{name}.weight"
 
 
 def _patch_projection(conv_DCPP: Tensor, std: tuple[float, ...]) -> Tensor:

@@ -8,6 +8,7 @@ are entry points of the group `eve_vl.converters`.
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from eve_vl.config import Config, InputConfig, ModelConfig, TaskConfig
 from eve_vl.data.answer_list import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop.convert_args import ConvertArgs
+from eve_vl.interop.trial_call import check_run
 from eve_vl.interop.weight_table import (
     COMPUTE_ERRORS,
     Computed,
@@ -112,7 +114,8 @@ def import_weights(
         task = build_task(config, tokenizer, labels or [""])
     num_tensors = _load_converted(task, conversion, labels, where)
     task = _resized(task, conversion, args.image_size, where)
-    write_run(args.target, task.config, tokenizer, task)
+    check = partial(check_run, where=where)
+    write_run(args.target, task.config, tokenizer, task, check)
 
     sizes = task.config.input
     start = ", a start for other runs (--init)" if conversion.section.is_pretraining else ""

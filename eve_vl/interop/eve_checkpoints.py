@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import Config, EveModelConfig, InputConfig, TaskConfig
-from eve_vl.interop.checkpoint_shapes import HEAD_WIDTH, count_numbered, patches_per_side
+from eve_vl.interop.checkpoint_shapes import (
+    HEAD_WIDTH,
+    count_numbered,
+    patches_per_side,
+    width_and_patch_size,
+)
 from eve_vl.interop.convert import Conversion, Family
 from eve_vl.interop.convert_args import ConvertArgs
 from eve_vl.interop.foreign_weights import checked_tensors
@@ -161,7 +166,7 @@ def infer(
 
     Raises UserError.
     """
-    width, _, patch_size, _ = published[PATCHES].shape
+    width, patch_size = width_and_patch_size(published[PATCHES], where)
     num_positions = len(published["backbone.pos_embed_vision"])
     first_bias = next(name for name in published if name.endswith("fc1.bias"))
     num_experts = count_numbered(f"{BLOCKS}.{EXPERTS}", published) or 1

@@ -86,6 +86,21 @@ def rename(name: str, rules: Mapping[str, str | Callable[[re.Match[str]], str]])
     return name
 
 
+def renamed(
+    tensors: Mapping[str, Tensor], new_name: Callable[[str], str], where: str
+) -> dict[str, Tensor]:
+    """Return tensors under new names. Raises UserError if two get the same name."""
+    old_names: dict[str, str] = {}
+    for name in tensors:
+        first = old_names.setdefault(new_name(name), name)
+        if first != name:
+            raise UserError(
+                f"{where}: {first} and {name} are the same tensor of the model; remove one from "
+                "the file"
+            )
+    return {new: tensors[old] for new, old in old_names.items()}
+
+
 def checked_tensors(
     tensors: Mapping[str, Tensor], drop: Sequence[str], where: str
 ) -> dict[str, Tensor]:

@@ -28,11 +28,12 @@ from eve_vl.interop.checkpoint_shapes import (
     count_numbered,
     patches_per_side,
     patches_per_side_of_table,
+    width_and_patch_size,
 )
 from eve_vl.interop.convert import Conversion, Family
 from eve_vl.interop.convert_args import ConvertArgs
 from eve_vl.interop.eve_checkpoints import LAYERS
-from eve_vl.interop.foreign_weights import checked_tensors, rename
+from eve_vl.interop.foreign_weights import checked_tensors, rename, renamed
 from eve_vl.interop.weight_table import (
     Computed,
     WeightTable,
@@ -159,10 +160,10 @@ def plan(tensors: dict[str, Tensor], where: str, args: ConvertArgs) -> Conversio
     authors started from BEiT v2. `source` sets them to the source's, and features equal the
     source's. Others are the models of related systems' recipes.
     """
-    tensors = {timm_name(name): tensor for name, tensor in tensors.items()}
+    tensors = renamed(tensors, timm_name, where)
     side = _patches_per_side(tensors, where)  # before --drop takes the positions away
     tensors = checked_tensors(tensors, args.drop, where)
-    width, _, patch_size, _ = tensors[PATCHES].shape
+    width, patch_size = width_and_patch_size(tensors[PATCHES], where)
     mlp_ratio = len(tensors["blocks.0.mlp.fc1.bias"]) / width
     image_size = side * patch_size or args.image_size
     if not image_size:

@@ -1,5 +1,6 @@
 """Tables that say from which foreign tensors each of our tensors comes."""
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -136,18 +137,22 @@ def convert_tensor(
     `target` has the shape that it must have. Raises UserError for foreign tensors of other shapes
     or types.
     """
-    if not source.sources:
-        return source.compute().expand(target.shape).clone()
     if source.compute is stack:  # names the odd one of them
         for foreign_name, part in zip(source.sources, target.unbind(), strict=True):
             convert_tensor(name, Computed(unchanged, (foreign_name,)), tensors, part, where)
     inputs = [tensors[foreign_name] for foreign_name in source.sources]
     needed = tensor_files.describe_shape(target)
-    try:
+    has_other_type = any(
+        tensor.is_floating_point() != target.is_floating_point() for tensor in inputs
+    )
+    result = None
+    with contextlib.suppress(*COMPUTE_ERRORS):
         result = source.compute(*inputs)
-    except COMPUTE_ERRORS:
-        result = None
-    if result is None or tensor_files.describe_shape(result) != needed:
+        if not inputs:
+            result = result.expand(target.shape)
+    if has_other_type or result is None or tensor_files.describe_shape(result) != needed:
+        if not inputs:
+            raise UserError(f"{where}: lacks a tensor for {name}, which needs {needed}")
         shapes = [
             f"{foreign_name} has shape {tensor_files.describe_shape(tensor)}"
             for foreign_name, tensor in zip(source.sources, inputs, strict=True)

@@ -14,7 +14,7 @@ from eve_vl.train.checkpoint_folders import checkpoint_folders, chosen_checkpoin
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import cache_folder
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Version of interop/clip.py. Raise it when the converted weights or configs change: models are
 converted again."""
 

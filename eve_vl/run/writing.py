@@ -1,5 +1,6 @@
 """Run folders of weights that no training of this package has made."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,30 @@ def check_new(run: Path) -> None:
         run.parent.mkdir(parents=True, exist_ok=True)
 
 
-def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) -> None:
-    """Write an atomic run folder of weights from elsewhere. Raises UserError."""
+def write_run(
+    run: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    task: Task[Any],
+    check: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Write an atomic run folder of weights from elsewhere.
+
+    check: called with the written folder before it gets its name; if it raises UserError, nothing
+    is left. Raises UserError.
+    """
     check_new(run)
-    write_weights(run, config, tokenizer, task, step=0)
+    write_weights(run, config, tokenizer, task, step=0, check=check)
 
 
 def write_weights(
-    run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any], *, step: int
+    run: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    task: Task[Any],
+    *,
+    step: int,
+    check: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Write an atomic run folder, in place of one that is there. Raises UserError."""
     vocab_size = min(max(tokenizer.vocab_size, MIN_VOCAB_SIZE), MAX_VOCAB_SIZE)
@@ -47,3 +64,4 @@ def write_weights(
         best_folder.save_best(folder, step=step, model=task.state_dict(), texts=texts, numbers={})
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
+        check(folder)

@@ -24,6 +24,7 @@ from eve_vl.interop.checkpoint_shapes import (
     count_numbered,
     patches_per_side,
     patches_per_side_of_table,
+    width_and_patch_size,
 )
 from eve_vl.interop.convert import Conversion, Family
 from eve_vl.interop.convert_args import ConvertArgs
@@ -167,7 +168,7 @@ def infer(
     tensors: Mapping[str, Tensor], where: str, num_heads: int = 0
 ) -> tuple[InputConfig, VlmoModelConfig, TaskConfig, str]:
     """Return a checkpoint's sizes, model, task and nearest recipe. Raises UserError."""
-    width, _, patch_size, _ = tensors[PATCHES].shape
+    width, patch_size = width_and_patch_size(tensors[PATCHES], where)
     depth = count_numbered(BLOCKS, tensors)
     num_heads_of_table = 0
     if RELATIVE_TABLE in tensors:

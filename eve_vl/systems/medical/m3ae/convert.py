@@ -22,7 +22,12 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import InputConfig, TaskConfig
-from eve_vl.interop.checkpoint_shapes import HEAD_WIDTH, count_numbered, patches_per_side
+from eve_vl.interop.checkpoint_shapes import (
+    HEAD_WIDTH,
+    count_numbered,
+    patches_per_side,
+    width_and_patch_size,
+)
 from eve_vl.interop.convert import Conversion, Family
 from eve_vl.interop.convert_args import ConvertArgs
 from eve_vl.interop.foreign_weights import checked_tensors
@@ -131,7 +136,7 @@ def infer(
     tensors: Mapping[str, Tensor], where: str, num_heads: int = 0
 ) -> tuple[InputConfig, M3aeModelConfig, TaskConfig]:
     """Return a checkpoint's sizes, model and task from its tensors. Raises UserError."""
-    width, _, patch_size, _ = tensors[PATCHES].shape
+    width, patch_size = width_and_patch_size(tensors[PATCHES], where)
     image_size = patches_per_side(len(tensors[f"{VISUAL}positional_embedding"]), where) * patch_size
     hidden = len(tensors[f"{BLOCKS}mlp.c_fc.bias".replace("*", "0")])
     fusion_depth = count_numbered(f"{FUSION}language_layers.*.", tensors)
