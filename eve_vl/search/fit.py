@@ -14,6 +14,8 @@ sets of vectors.
 import contextlib
 import random
 import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,12 +27,27 @@ from eve_vl.search.index_files import index_errors
 from eve_vl.search.query_vectors import Target, encode_texts, known_ids
 from eve_vl.utils.errors import UserError
 
-BACKGROUND_FACT = "background"
+BACKGROUNDS_FACT = "backgrounds"
 NUM_QUERIES = 300
 NUM_IMAGES = 256
 NUM_CAPTIONS = 2000  # captions that the words are taken from, at most
 FITS = 0.97  # a hit with a larger fit is like the query
 WORD = re.compile(r"[^\W\d_]{3,}")
+Spread = tuple[float, float]  # mean and standard deviation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Background:
+    """Scores of queries that nothing in the index fits; stored as JSON."""
+
+    scores: list[float]
+    """In rising order."""
+    mean: list[float]
+    """Mean vector, which is subtracted from a query."""
+    cosine_spread: Spread | None = None
+    """Of texts only."""
+    known_spread: Spread | None = None
+    """Of texts only."""
 
 
 def measure_background(database: Database, encoder: Any, is_used_N: np.ndarray) -> None:
@@ -38,18 +55,20 @@ def measure_background(database: Database, encoder: Any, is_used_N: np.ndarray) 
 
     encoder: an `Eve`. Raises DamagedError.
     """
-    if not is_used_N.any() or database.read_fact(BACKGROUND_FACT) is not None:
+    if not is_used_N.any() or database.read_fact(BACKGROUNDS_FACT) is not None:
         return
-    background = {
-        "image": _image_background(database, is_used_N),
-        "text": _text_background(database, encoder, is_used_N),
-    }
-    measured = {kind: facts for kind, facts in background.items() if facts is not None}
+    measured = {}
+    of_images = _image_background(database, is_used_N)
+    if of_images is not None:
+        measured["image"] = asdict(of_images)
+    of_texts = _text_background(database, encoder, is_used_N)
+    if of_texts is not None:
+        measured["text"] = asdict(of_texts)
     with index_errors(database.folder), database.db:
-        database.write_fact(BACKGROUND_FACT, measured)
+        database.write_fact(BACKGROUNDS_FACT, measured)
 
 
-def _image_background(database: Database, is_used_N: np.ndarray) -> dict[str, Any] | None:
+def _image_background(database: Database, is_used_N: np.ndarray) -> Background | None:
     """Return quantiles of the cosines of pairs of images; None for a single image."""
     slots = np.flatnonzero(is_used_N)
     rng = np.random.default_rng(0)
@@ -61,12 +80,10 @@ def _image_background(database: Database, is_used_N: np.ndarray) -> dict[str, An
     if not len(cosines):
         return None
     quantiles = np.quantile(cosines, np.linspace(0, 1, 101))
-    return {"mean": mean_d.tolist(), "scores": quantiles.tolist()}
+    return Background(mean=mean_d.tolist(), scores=quantiles.tolist())
 
 
-def _text_background(
-    database: Database, encoder: Any, is_used_N: np.ndarray
-) -> dict[str, Any] | None:
+def _text_background(database: Database, encoder: Any, is_used_N: np.ndarray) -> Background | None:
     """Return the scores of nonsense; None if the run does not compare texts with images."""
     if not encoder.task.is_comparable:
         return None
@@ -78,22 +95,23 @@ def _text_background(
     blocks = database.images.first(len(is_used_N))
     _, score_Q1 = top_candidates_of_blocks(blocks, query_Qd - mean_d, 1, is_used_N)
     score_Q = score_Q1[:, 0]
-    score_spread = _spread(score_Q)
+    cosine_spread = _spread(score_Q)
     known_spread = _spread(known_Q)
-    sum_Q = _z_score(score_Q, score_spread) + _z_score(known_Q, known_spread)
-    return {
-        "mean": mean_d.tolist(),
-        "spread": [score_spread, known_spread],
-        "scores": np.sort(sum_Q).tolist(),
-    }
+    sum_Q = _z_score(score_Q, cosine_spread) + _z_score(known_Q, known_spread)
+    return Background(
+        mean=mean_d.tolist(),
+        scores=np.sort(sum_Q).tolist(),
+        cosine_spread=cosine_spread,
+        known_spread=known_spread,
+    )
 
 
-def _spread(values_Q: np.ndarray) -> list[float]:
+def _spread(values_Q: np.ndarray) -> Spread:
     """Return the mean and the standard deviation of values, the latter above 0."""
-    return [float(values_Q.mean()), float(values_Q.std()) + 1e-6]
+    return float(values_Q.mean()), float(values_Q.std()) + 1e-6
 
 
-def _z_score(values: Any, spread: list[float]) -> Any:
+def _z_score(values: Any, spread: Spread) -> Any:
     mean, deviation = spread
     return (values - mean) / deviation
 
@@ -129,19 +147,20 @@ def _words(database: Database, encoder: Any) -> list[str]:
 
 
 def hit_fits(
-    database: Database, background: dict[str, Any], ranked: Ranked, target: Target
+    database: Database, backgrounds: Mapping[str, Any], ranked: Ranked, target: Target
 ) -> np.ndarray | None:
     """Return the fits of hits, (K,), None without a background.
 
     A fit is at least that of each image with a lower cosine among the nearest, as many for any
-    number of hits. background: the fact, perhaps empty.
+    number of hits. backgrounds: the fact, by kind of query, perhaps empty.
     """
-    facts = background.get("image" if target.by_image else "text")
-    if facts is None or target.vector_d is None or ranked.nearest is None:
+    fields = backgrounds.get("image" if target.by_image else "text")
+    if fields is None or target.vector_d is None or ranked.nearest is None:
         return None
     nearest = ranked.nearest
-    fit_K = _fits(database, facts, Nearest(ranked.slots_K, ranked.scores_K), target)
-    nearest_fits = _fits(database, facts, nearest, target)
+    background = Background(**fields)
+    fit_K = _fits(database, background, Nearest(ranked.slots_K, ranked.scores_K), target)
+    nearest_fits = _fits(database, background, nearest, target)
     # nearest first, so the best fit among an image and those with lower cosines is to its right
     best_from_here = np.maximum.accumulate(nearest_fits[::-1])[::-1]
     first_lower_K = np.searchsorted(-nearest.scores_K, -ranked.scores_K, side="right")
@@ -150,18 +169,20 @@ def hit_fits(
     return fit_K
 
 
-def _fits(database: Database, facts: dict[str, Any], slots: Nearest, target: Target) -> np.ndarray:
+def _fits(database: Database, background: Background, slots: Nearest, target: Target) -> np.ndarray:
     """Return the share of background scores below that of each slot, (K,)."""
     assert target.vector_d is not None
-    mean_d = np.array(facts["mean"], np.float32)
+    mean_d = np.array(background.mean, np.float32)
     image_Kd = database.images.take(slots.slots_K)
     if target.by_image:
         score_K = _cosines(image_Kd - mean_d, target.vector_d[None] - mean_d)[:, 0]
     else:
-        score_spread, known_spread = facts["spread"]
+        assert background.cosine_spread is not None
+        assert background.known_spread is not None
         cosine_K = slots.scores_K - image_Kd @ mean_d
-        score_K = _z_score(cosine_K, score_spread) + _z_score(target.known, known_spread)
-    return np.searchsorted(facts["scores"], score_K) / len(facts["scores"])
+        score_K = _z_score(cosine_K, background.cosine_spread)
+        score_K += _z_score(target.known, background.known_spread)
+    return np.searchsorted(background.scores, score_K) / len(background.scores)
 
 
 def _cosines(first_Ad: np.ndarray, second_Bd: np.ndarray) -> np.ndarray:

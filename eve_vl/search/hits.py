@@ -2,12 +2,12 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from eve_vl.search.database import Database
 from eve_vl.search.filters import Filter
-from eve_vl.search.fit import BACKGROUND_FACT, FITS, hit_fits
+from eve_vl.search.fit import BACKGROUNDS_FACT, FITS, hit_fits
 from eve_vl.search.fusion import DEPTH, Ranked
 from eve_vl.search.query import Query
 from eve_vl.search.query_vectors import Target
@@ -146,13 +146,13 @@ def read_hits(
 
     Raises DamagedError.
     """
-    background = {}
+    backgrounds = {}
     if not options.captions:
-        background = database.read_fact(BACKGROUND_FACT) or {}
+        backgrounds = database.read_fact(BACKGROUNDS_FACT) or {}
     reasons_of_queries = []
     slots = set()
     for ranked_query in ranked_queries:
-        reasons = _reasons(database, ranked_query, background, options)
+        reasons = _reasons(database, ranked_query, backgrounds, options)
         reasons_of_queries.append(reasons)
         slots.update(list(reasons)[: ranked_query.num_hits])
 
@@ -214,7 +214,7 @@ def _is_cut(reason: Reason, min_fit: float) -> bool:
 def _reasons(
     database: Database,
     ranked_query: RankedQuery,
-    background: dict,
+    backgrounds: Mapping[str, Any],
     options: SearchOptions,
 ) -> dict[int, Reason]:
     """Return why each hit was found, by slot, best first, without those below `min_score`."""
@@ -228,7 +228,7 @@ def _reasons(
         words = matched_terms(database, table, query, slots)
     num_letters = sum(len(term) for term, _ in query.terms)
     has_vector = target.vector_d is not None
-    fits_K = hit_fits(database, background, ranked, target)
+    fits_K = hit_fits(database, backgrounds, ranked, target)
 
     reasons = {}
     for place, slot in enumerate(slots):

@@ -28,7 +28,7 @@ from eve_vl.search import word_tables
 from eve_vl.search.database import Database
 from eve_vl.search.feature_writer import FeatureWriter
 from eve_vl.search.file_stamps import file_state
-from eve_vl.search.fit import BACKGROUND_FACT
+from eve_vl.search.fit import BACKGROUNDS_FACT
 from eve_vl.search.index_files import index_errors
 from eve_vl.search.near_marks import mark_near_duplicates
 from eve_vl.search.pending_images import PendingImage
@@ -73,7 +73,7 @@ WHERE name = ? AND source IN (SELECT id FROM source WHERE id != ?) AND slot IS N
 LISTED_IMAGE = """
 SELECT 1 FROM image
 WHERE source IN (SELECT id FROM source) AND name = ? AND slot IS NOT NULL"""
-DELETE_BACKGROUND = f"DELETE FROM fact WHERE name = '{BACKGROUND_FACT}'"  # of former images
+DELETE_BACKGROUND = f"DELETE FROM fact WHERE name = '{BACKGROUNDS_FACT}'"  # of former images
 
 
 @dataclass

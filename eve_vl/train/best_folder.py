@@ -18,6 +18,15 @@ from eve_vl.train.checkpoint_files import (
 )
 from eve_vl.train.checkpoint_folders import BEST
 from eve_vl.utils import file_io
+from eve_vl.utils.frozen import Frozen
+
+
+class ValidatedStep(Frozen):
+    """A step with its metrics and its score on each validation row."""
+
+    step: int
+    numbers: dict[str, float]
+    rows: Mapping[str, float]
 
 
 def save_best(
@@ -55,8 +64,8 @@ def copy_best(run: Path, source: str, target: str) -> None:
         shutil.copytree(run / source, temporary, dirs_exist_ok=True)
 
 
-def read_best(run: Path, name: str = BEST) -> dict[str, Any] | None:
-    """Return step, numbers and scores per row of BEST or HIGHEST; None without any.
+def read_best(run: Path, name: str = BEST) -> ValidatedStep | None:
+    """Return the step of BEST or HIGHEST, None without any.
 
     Raises UserError.
     """
@@ -72,4 +81,4 @@ def read_best(run: Path, name: str = BEST) -> dict[str, Any] | None:
     for values in (numbers, rows):
         if not file_io.has_fields(values, **dict.fromkeys(values, float)):
             raise damaged_error(folder, "state.json holds no numbers")
-    return {"step": state["step"], "numbers": numbers, "rows": rows}
+    return ValidatedStep(step=state["step"], numbers=numbers, rows=rows)

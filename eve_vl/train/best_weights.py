@@ -1,22 +1,14 @@
 """The choice of the weights in `best/`: the last, unless earlier ones are better beyond chance."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from eve_vl.metrics import intervals
-from eve_vl.train.best_folder import copy_best, read_best
+from eve_vl.train.best_folder import ValidatedStep, copy_best, read_best
 from eve_vl.train.checkpoint_folders import BEST, HIGHEST, delete_folders
 from eve_vl.train.processes import from_main
 from eve_vl.utils.frozen import Frozen
-
-
-class ValidatedStep(Frozen):
-    """A step with its metrics and its score on each validation row."""
-
-    step: int
-    numbers: dict[str, float]
-    rows: Mapping[str, float]
 
 
 class Comparison(Frozen):
@@ -42,21 +34,17 @@ class BestWeights:
 
     def restore(self, step: int) -> None:
         """Read the choice at a step that training resumes from."""
-        best_state, highest_state = from_main(
-            lambda: (read_best(self.run, BEST), read_best(self.run, HIGHEST))
-        )
-        self.best = self._restored(best_state, step)
-        candidates = [self.best, self._restored(highest_state, step)]
+        best, highest = from_main(lambda: (read_best(self.run, BEST), read_best(self.run, HIGHEST)))
+        self.best = self._restored(best, step)
+        candidates = [self.best, self._restored(highest, step)]
         validated = [candidate for candidate in candidates if candidate is not None]
         self.highest = max(validated, key=self._value, default=None)
 
-    def _restored(self, state: dict | None, last_step: int) -> ValidatedStep | None:
-        """Return a step of a folder's state; None if it lies after the last step or has no
-        metric."""
-        if state is None or state["step"] > last_step:
+    def _restored(self, stored: ValidatedStep | None, last_step: int) -> ValidatedStep | None:
+        """Return a folder's step; None if it lies after the last step or has no metric."""
+        if stored is None or stored.step > last_step or self._is_nan(stored):
             return None
-        validated = ValidatedStep(**state)
-        return None if self._is_nan(validated) else validated
+        return stored
 
     def update(self, now: ValidatedStep, num_earlier: int, save_best: Callable[[], object]) -> None:
         """Choose between a validated step and the highest before it.

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from eve_vl.config import TrainConfig
 from eve_vl.train import processes
 from eve_vl.train.bad_samples import BadSamples
-from eve_vl.train.best_folder import save_best
-from eve_vl.train.best_weights import BestWeights, ValidatedStep
+from eve_vl.train.best_folder import ValidatedStep, save_best
+from eve_vl.train.best_weights import BestWeights
 from eve_vl.train.block_wrapping import wrap_blocks
 from eve_vl.train.checkpoint_folders import BEST, CHECKPOINTS, checkpoint_folders_of_main
 from eve_vl.train.checkpoint_writer import CheckpointWriter

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eve_vl.search.fit import BACKGROUND_FACT
+from eve_vl.search.fit import BACKGROUNDS_FACT
 from eve_vl.search.index import Index
 from helpers.indices import write_captioned
 
@@ -15,8 +15,9 @@ def index(model, tmp_path_factory) -> Index:
 
 
 def test_fit_is_the_share_of_background_scores_below(model, index):
-    background = index.database.read_fact(BACKGROUND_FACT)["text"]
-    (score_mean, score_std), (letters_mean, letters_std) = background["spread"]
+    background = index.database.read_fact(BACKGROUNDS_FACT)["text"]
+    score_mean, score_std = background["cosine_spread"]
+    letters_mean, letters_std = background["known_spread"]
     spans = model.tokenizer.spans("dog", 12)
     lengths = [end - start for start, end in spans if end > start]
     share_of_letters = sum(length**2 for length in lengths) / 3**2

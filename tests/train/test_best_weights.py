@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eve_vl.train.best_folder import read_best, save_best
-from eve_vl.train.best_weights import BestWeights, ValidatedStep
+from eve_vl.train.best_folder import ValidatedStep, read_best, save_best
+from eve_vl.train.best_weights import BestWeights
 from eve_vl.train.checkpoint_folders import chosen_checkpoint
 from eve_vl.utils.errors import UserError
 from helpers.number_task import (
@@ -98,8 +98,8 @@ def test_earlier_step_is_best_only_if_better_beyond_chance(
     choice = choose(tmp_path, scores)
     best = read_best(tmp_path)
     assert best is not None
-    assert best["step"] == expected_step
-    assert best["numbers"] == {"score": scores[expected_step // 2 - 1]}
+    assert best.step == expected_step
+    assert best.numbers == {"score": scores[expected_step // 2 - 1]}
     assert weights(tmp_path / "best").item() == expected_step
     closing = choice.closing(8, num_warmup=0)
     assert closing.startswith(f"best/ holds step {expected_step}{reason}")
@@ -141,7 +141,7 @@ def test_run_without_scores_per_row_writes_the_last_of_equal_highest_steps(tmp_p
     assert train(run, Guess(scored(0.2, 0.5, 0.5, 0.4))) == numbers
     assert torch.equal(weights(run / "best"), weights(step_folder(run, 6)))
     assert not torch.equal(weights(run / "best"), weights(step_folder(run, 4)))
-    assert read_best(run) == {"step": 6, "numbers": numbers, "rows": {}}
+    assert read_best(run) == ValidatedStep(step=6, numbers=numbers, rows={})
     assert {path.name for path in (run / "best").iterdir()} == {
         "config.json",
         "model.safetensors",
@@ -180,7 +180,7 @@ def test_best_later_than_the_resumed_checkpoint_is_chosen_again(tmp_path: Path):
     assert train(run, Guess(scored(0.3, 0.25, 0.1)))["score"] == 0.3
     best = read_best(run)
     assert best is not None
-    assert best["step"] == 4
+    assert best.step == 4
     assert validations(run) == {2: 0.2, 4: 0.3, 6: 0.25, 8: 0.1}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from eve_vl.train.best_folder import read_best
+from eve_vl.train.best_folder import ValidatedStep, read_best
 from eve_vl.train.checkpoint_folders import checkpoint_folders, chosen_checkpoint
 from eve_vl.utils.errors import UserError
 from helpers.number_task import CONFIG, Guess, scored, step_folder, train, weights
@@ -96,5 +96,6 @@ def test_crash_while_best_is_replaced_keeps_the_one_before(tmp_path: Path, monke
     monkeypatch.undo()
     assert not (run / "best").exists()
     assert chosen_checkpoint(run) == run / "best"
-    assert read_best(run) == {"step": 4, "numbers": {"score": 0.5, "other": 5.0}, "rows": {}}
+    numbers = {"score": 0.5, "other": 5.0}
+    assert read_best(run) == ValidatedStep(step=4, numbers=numbers, rows={})
     assert torch.equal(weights(run / "best"), weights(step_folder(run, 4)))

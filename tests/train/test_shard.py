@@ -88,8 +88,8 @@ def test_a_run_in_shards_is_that_of_replicas(folder: Path, name: str):
     expected_best = read_best(replicas)
     assert best is not None
     assert expected_best is not None
-    assert best["step"] == expected_best["step"]
-    assert best["rows"] == expected_best["rows"]
+    assert best.step == expected_best.step
+    assert best.rows == expected_best.rows
 
 
 def test_temperatures_are_bounded(folder: Path):
