@@ -9,14 +9,11 @@ edit it.
 """
 
 import argparse
-import multiprocessing
-import os
 import shutil
 import sys
 import time
-import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,18 +29,14 @@ from eve_vl.run.training import train
 from eve_vl.search.index import Index
 from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.train.run_log import read_log
-from eve_vl.utils.errors import UserError
 from helpers.campaign_actions import ASKED
 from helpers.campaign_console import campaign_parser, empty_folder, table_of
+from helpers.campaign_outcomes import Answers, Read, outcome_of
 from helpers.campaign_reader import lines
 from helpers.indices import write_image
-from helpers.process_limits import limit_process
 from helpers.tiny_config import tiny_config
 from helpers.tiny_rows import CAPTIONS
 
-Answers = Sequence[tuple[str, float]]
-"""Texts in their order, each with a score."""
-Read = Callable[[Path], Answers]
 OUTCOMES = ("refused", "same", "CHANGED", "traceback", "death", "hang")
 TOLERANCE = 1e-3
 STEPS = 4
@@ -191,39 +184,6 @@ def trials(base: Path) -> list[Trial]:
 
 
 # Outcomes
-
-
-def outcome_of(read: Read, folder: Path, timeout: float) -> tuple[str, Any]:
-    """Read answers in a process of its own; return its outcome, and the answers or the message."""
-    receiving, sending = multiprocessing.Pipe(duplex=False)
-
-    def work() -> None:
-        limit_process()
-        sending.send(read_outcome(read, folder))
-        os._exit(0)
-
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    sending.close()
-    try:
-        outcome = receiving.recv() if receiving.poll(timeout) else ("hang", "")
-    except EOFError:
-        outcome = ("death", "")
-    process.kill()
-    process.join()
-    return outcome
-
-
-def read_outcome(read: Read, folder: Path) -> tuple[str, object]:
-    """Read answers; return the outcome, and the answers or the message."""
-    try:
-        return "same", list(read(folder))
-    except UserError as error:
-        return "refused" if str(error).isprintable() else "traceback", str(error)
-    except BaseException as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        places = [frame for frame in frames if "eve_vl" in frame.filename]
-        return "traceback", f"{type(error).__name__}: {error} {places[-1:]}"[:500]
 
 
 def changed(before: Answers, now: Answers) -> str:

@@ -14,11 +14,12 @@ import flips
 import fuzz_serve
 import kills
 import mutants
+import remote_faults
 from eve_vl.utils.errors import UserError
 from helpers.campaign_console import campaign_parser, empty_folder
 
 
-@pytest.mark.parametrize("script", [campaign, flips, fuzz_serve, kills, mutants])
+@pytest.mark.parametrize("script", [campaign, flips, fuzz_serve, kills, mutants, remote_faults])
 def test_each_script_lists_its_flags(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["script", "--help"])
     with pytest.raises(SystemExit) as stopped:
@@ -74,3 +75,14 @@ def test_a_mutant_that_changes_an_assertion_only_does_not_count(tmp_path: Path):
     change = "-    return zip(x, y)\n+    return zip(y, y)"
     mutant = mutants.Mutant(change=change, code=0)
     assert mutants.mutants_of(record) == {"a.x_f__mutmut_3": mutant}
+
+
+def test_remote_faults_are_judged_by_bytes_and_messages():
+    expected = [("0 red", 0.0)]
+    cut = "0.tar: 4 tries failed (Response payload is not completed)"
+    assert remote_faults.judged("cut", "same", expected, expected) == "same"
+    assert remote_faults.judged("cut", "same", [("0 blue", 0.0)], expected) == "CHANGED"
+    assert remote_faults.judged("cut", "refused", cut, expected) == "refused"
+    assert remote_faults.judged("cut", "refused", "not a whole tar file", expected) == "MISNAMED"
+    assert remote_faults.judged("slow", "refused", cut, expected) == "MISNAMED"
+    assert remote_faults.judged("cut", "hang", "", expected) == "hang"

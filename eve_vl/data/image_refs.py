@@ -42,7 +42,8 @@ class ImageSpan(Frozen):
             raise OSError(0, f"has more than {MAX_ENCODED_BYTES >> 20} MB", str(self.path))
         start, end = self.range_with_header()
         data = self._read_range(start, end)
-        if len(data) != end - start or _size_in_header(data) != self.size:
+        header = data[: tarfile.BLOCKSIZE]
+        if len(data) != end - start or _size_in_header(header) != self.size:
             problem = f"byte {self.offset:,} begins no member of {self.size:,} bytes"
             raise changed_shard(self.path, problem)
         return data[tarfile.BLOCKSIZE :]
@@ -60,9 +61,9 @@ class ImageSpan(Frozen):
 
 
 def _size_in_header(block: bytes) -> int | None:
-    """Return the size of a member from its tar header; None if it has none."""
-    with contextlib.suppress(tarfile.HeaderError, IndexError):
-        return tarfile.nti(block[124:136])  # pyright: ignore[reportAttributeAccessIssue]
+    """Return the size of a member from its tar header; None if its checksum is not right."""
+    with contextlib.suppress(tarfile.HeaderError):
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size
     return None
 
 

@@ -30,6 +30,9 @@ def root_fault(error: BaseException) -> BaseException:
 
 def reason_of(error: BaseException) -> str:
     """Return the first two lines of an error as one, or the name of its class."""
+    if _is_no_http(error):
+        message = getattr(error.__cause__, "message", "")
+        return f"its answer is no valid HTTP: {' '.join(message.splitlines()[:1])}"
     text = " ".join(str(error).splitlines()[:2])
     return text or type(error).__name__
 
@@ -68,7 +71,9 @@ def lasting_problem(error: BaseException, num_tries: int) -> str | None:
     if _has_class(error, CERTIFICATE):
         return f"the certificate of the server is not valid ({reason})"
     is_lasting_status = status is not None and 300 <= status < 500
-    if _has_class(error, ADDRESS) or (is_lasting_status and status not in REPEATABLE_STATUS):
+    if status in REPEATABLE_STATUS or _is_no_http(error):  # aiohttp gives it the status 400
+        is_lasting_status = False
+    if _has_class(error, ADDRESS) or is_lasting_status:
         return f"the server cannot answer the request ({reason}); check the address"
     # a cache between may answer with the whole file once
     if isinstance(error, RangeIgnoredError) and num_tries > 1:
@@ -77,6 +82,11 @@ def lasting_problem(error: BaseException, num_tries: int) -> str | None:
             " nginx, or copy it to a disk"
         )
     return None
+
+
+def _is_no_http(error: BaseException) -> bool:
+    cause = error.__cause__
+    return cause is not None and _has_class(cause, ("HttpProcessingError",))
 
 
 def _s3_answer(error: BaseException) -> dict[str, Any]:

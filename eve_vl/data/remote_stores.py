@@ -11,7 +11,7 @@ TOTAL_SECONDS = 300.0  # of a request, which a trickle of bytes would prolong fo
 
 
 class RangeIgnoredError(OSError):
-    """An answer of more bytes than were requested."""
+    """An answer that is not the requested range of bytes."""
 
 
 def store() -> Any:
@@ -59,10 +59,12 @@ async def _require_range(answer: Any) -> None:
     requested = answer.request_info.headers.get("Range", "").replace("=", " ")
     if not requested or answer.status >= 400:
         return
+    sent = answer.headers.get("Content-Range", "")
+    if answer.status == 206 and sent.partition("/")[0] == requested:
+        return
+    answer.close()
     if answer.status != 206:
-        answer.close()
         raise RangeIgnoredError(f"status {answer.status} instead of 206")
-    sent = answer.headers.get("Content-Range", requested)
-    if sent.partition("/")[0] != requested:
-        answer.close()
-        raise OSError(f"{sent.partition('/')[0]} came instead of {requested}")
+    if not sent:
+        raise RangeIgnoredError("no Content-Range in its answer")
+    raise OSError(f"{sent} came instead of {requested}")

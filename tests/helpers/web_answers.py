@@ -91,7 +91,7 @@ def stall(answer: Answer) -> None:
 
 def mute(answer: Answer) -> None:
     """Leave the connection open without an answer."""
-    answer.raw = b" "
+    answer.raw = b"HTTP/1.1 "
     answer.is_silent = True
 
 
@@ -101,7 +101,9 @@ def cut(answer: Answer) -> None:
 
 
 def other_range(answer: Answer) -> None:
-    """Send other bytes than those asked for."""
+    """Send other bytes than those of the requested range."""
+    if answer.status != 206:
+        return
     start = answer.start + 512 if answer.start + 512 < len(answer.file) else 0
     end = min(start + answer.end - answer.start, len(answer.file))
     set_body(answer, answer.file[start:end])
@@ -109,15 +111,15 @@ def other_range(answer: Answer) -> None:
 
 
 def untold_range(answer: Answer) -> None:
-    """Send other bytes than those asked for, without a header that says so."""
-    answer.headers.pop("Content-Range", None)
+    """Send other bytes than those of the requested range, under the headers of that range."""
+    if answer.status != 206:
+        return
     size = len(answer.body)
     set_body(answer, (answer.file[answer.start + 7 :] + bytes(size))[:size])
 
 
 def whole(answer: Answer) -> None:
     """Send the whole file as if it were the range."""
-    answer.headers.pop("Content-Range", None)
     set_body(answer, answer.file)
 
 
@@ -125,6 +127,12 @@ def no_range(answer: Answer) -> None:
     """Send the whole file, as a server does that has no ranges."""
     whole(answer)
     answer.status = 200
+    answer.headers.pop("Content-Range", None)
+
+
+def bare_range(answer: Answer) -> None:
+    """Do not state which range the body is."""
+    answer.headers.pop("Content-Range", None)
 
 
 def redirect(answer: Answer) -> None:
@@ -191,6 +199,16 @@ def gzipped(answer: Answer) -> None:
     set_body(answer, gzip.compress(answer.body))
 
 
+def hang_up(answer: Answer) -> None:
+    """End the connection without an answer."""
+    answer.raw = b"\n"
+
+
+def new_etag(answer: Answer) -> None:
+    """State another version in each answer."""
+    answer.headers["ETag"] = str(time.monotonic_ns())
+
+
 FAULTS: dict[str, Callable[[Answer], None]] = {}
 for fault in (
     stall,
@@ -200,6 +218,7 @@ for fault in (
     untold_range,
     whole,
     no_range,
+    bare_range,
     redirect,
     redirect_loop,
     short_length,
@@ -211,6 +230,8 @@ for fault in (
     empty,
     chunked,
     gzipped,
+    hang_up,
+    new_etag,
 ):
     FAULTS[fault.__name__] = fault
 
