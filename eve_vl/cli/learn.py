@@ -62,19 +62,15 @@ def run_learn(args: LearnArgs) -> None:
 
 def _learn(plan: "Plan") -> int:
     """Train, evaluate and index the best run; return the exit status."""
-    from eve_vl.learn.clock import time_text
     from eve_vl.learn.conclusion import conclude, result_lines
     from eve_vl.learn.data_check import check_data
     from eve_vl.learn.final_runs import train_final_runs
     from eve_vl.learn.pilots import choose_pilot
+    from eve_vl.learn.resume_line import resume_line
     from eve_vl.learn.step_cost import plan_pilots
 
     if plan.stages:
-        num_done = sum(stage.is_done for stage in plan.stages.values())
-        print_line(
-            f"resuming {plan.request.out}: {num_done} of at least {len(plan.stages)} runs are "
-            f"done, {time_text(plan.spent_before)} spent"
-        )
+        print_line(resume_line(plan))
     status = 0
     try:
         check_data(plan)

@@ -5,7 +5,7 @@ import time
 
 from eve_vl.config import Config
 from eve_vl.learn import settings
-from eve_vl.run.bench import step_seconds
+from eve_vl.run.bench import StepSeconds, step_seconds
 from eve_vl.train.run_log import read_log
 
 
@@ -19,8 +19,8 @@ class Clock:
         """Return the wall seconds since the start."""
         return time.monotonic() - self.start
 
-    def measure_step(self, config: Config) -> tuple[float, int]:
-        """Return the seconds of a training step and the number of threads."""
+    def measure_step(self, config: Config) -> StepSeconds:
+        """Return the measured seconds of a training step."""
         return step_seconds(config, settings.NUM_TIMED_STEPS)
 
     def logged_step(self, config: Config) -> float:

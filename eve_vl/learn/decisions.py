@@ -31,6 +31,8 @@ class Stage:
     setup: float = 0.0
     """Seconds of the stage next to its steps."""
     is_done: bool = False
+    planned_steps: int = 0
+    """The steps before a lack of time lowered them; 0 if it did not."""
 
     def settings(self, **changes: Any) -> "Stage":
         """Return a new stage with the same settings, except the changed ones, and no results."""

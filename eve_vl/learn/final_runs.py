@@ -2,11 +2,12 @@
 
 from eve_vl.learn import settings
 from eve_vl.learn.clock import time_text
+from eve_vl.learn.deadline import Deadline, reserve_after_training
 from eve_vl.learn.decisions import Stage
 from eve_vl.learn.plan import Plan
 from eve_vl.learn.stage_config import stage_config
 from eve_vl.learn.stage_run import reached_step, run_stage
-from eve_vl.learn.step_cost import Costs, measured_costs, seconds_for_results
+from eve_vl.learn.step_cost import Costs, measured_costs
 from eve_vl.train import processes
 
 
@@ -16,31 +17,33 @@ def train_final_runs(plan: Plan, pilot_name: str) -> None:
     if settings.FINAL not in plan.stages or decisions.seconds > decisions.planned:
         _plan_final_runs(plan, pilot_name)
     runs = plan.stages[settings.FINAL].runs
+    costs = measured_costs(plan, pilot_name)
+    reserve = reserve_after_training(plan, costs)
     for number, name in enumerate(runs):
-        if number and _is_late(plan, name, runs[number - 1]):
+        if number and _is_late(plan, name, runs[number - 1], reserve):
             for late in runs[number:]:
                 del plan.stages[late]
             plan.stages[settings.FINAL].runs = runs[:number]
             plan.decide(f"no time for {', '.join(runs[number:])}")
             break
-        run_stage(plan, name)
-    run_stage(plan, settings.FINAL)
+        run_stage(plan, name, Deadline(plan, name, costs))
+    run_stage(plan, settings.FINAL, Deadline(plan, settings.FINAL, costs))
 
 
-def _is_late(plan: Plan, name: str, previous: str) -> bool:
-    """Return whether more than half of a run would lie after the end of the time.
+def _is_late(plan: Plan, name: str, previous: str, reserve: float) -> bool:
+    """Return whether the time is too short for half of a run.
 
     One that has begun is finished.
     """
     middle = plan.elapsed() + plan.stages[previous].took / 2
-    is_late = middle > plan.decisions.seconds and not plan.folder(name).exists()
+    is_late = middle > plan.decisions.seconds - reserve and not plan.folder(name).exists()
     return processes.from_main(lambda: is_late)
 
 
 def _plan_final_runs(plan: Plan, pilot_name: str) -> None:
     """Decide on number and length of the final runs."""
     costs = measured_costs(plan, pilot_name)
-    reserve = costs.setup + seconds_for_results(plan, costs)
+    reserve = reserve_after_training(plan, costs)
     remaining = plan.decisions.seconds - plan.elapsed() - reserve
     seconds = max(0.0, settings.MARGIN * remaining)
     new = new_final_runs(plan, pilot_name, seconds, costs)

@@ -101,7 +101,14 @@ class Plan:
         return self.decisions.data
 
     def elapsed(self) -> float:
-        """Return the seconds spent so far, also by earlier calls."""
+        """Return the seconds spent so far, also by earlier calls, by the main process's clock.
+
+        Every process must call this.
+        """
+        return processes.from_main(self.elapsed_here)
+
+    def elapsed_here(self) -> float:
+        """Return the seconds spent so far by this process's clock."""
         return self.spent_before + self.clock.now()
 
     def decide(self, line: str) -> None:

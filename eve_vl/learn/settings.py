@@ -10,7 +10,7 @@ BASE = "bundled"  # the first pilot
 MASKED = "masked"
 FINAL = "final"
 
-NUM_TIMED_STEPS = 4
+NUM_TIMED_STEPS = 6  # of which other work may disturb some
 MIN_STEPS = 20  # of a pilot
 EPOCHS = 8  # at least, of each final run where there are several
 MAX_FINAL_RUNS = 8  # that are planned at once

@@ -101,6 +101,8 @@ def _training_options(plan: Plan, name: str, batch_size: int) -> dict[str, Any]:
     }
     if name == settings.FINAL:
         options["val_every"] = max(1, steps // 5)
+    if name.startswith(settings.FINAL):  # the number of steps may change at each log row
+        options["log_every"] = max(1, min(50, steps // 50))
     if plan.is_search and stage.start not in (None, settings.BUNDLED):
         options["lr"] = settings.LR_WITHOUT_BUNDLED
     return options

@@ -11,6 +11,7 @@ from eve_vl.data.opening import open_splits
 from eve_vl.evaluation.evaluate import evaluated
 from eve_vl.learn import settings
 from eve_vl.learn.clock import time_text
+from eve_vl.learn.deadline import Deadline
 from eve_vl.learn.plan import Plan
 from eve_vl.learn.stage_config import stage_config
 from eve_vl.metrics.intervals import to_json
@@ -29,8 +30,11 @@ from eve_vl.utils.signals import stop_signals
 ROWS_FILE = "rows.json"
 
 
-def run_stage(plan: Plan, name: str) -> None:
-    """Train a stage and score it, unless that is done."""
+def run_stage(plan: Plan, name: str, deadline: Deadline | None = None) -> None:
+    """Train a stage and score it, unless that is done.
+
+    deadline: may lower its number of steps.
+    """
     stage = plan.stages[name]
     if stage.is_done:
         return
@@ -48,7 +52,7 @@ def run_stage(plan: Plan, name: str) -> None:
             folders = [plan.folder(run) for run in stage.runs]
             processes.from_main(lambda: average(folders, plan.folder(name), replaces=True))
         else:
-            _train(plan, name, config)
+            _train(plan, name, config, deadline)
         if signals:  # during the last step, which is no longer interrupted
             raise StoppedError(f"stopped after {name}", code=128 + next(iter(signals)))
     if stage.start is not None:
@@ -56,30 +60,40 @@ def run_stage(plan: Plan, name: str) -> None:
 
     seconds = plan.clock.now() - start
     step_seconds = plan.clock.logged_step(config)
-    num_steps = config.train.steps
+    stage = plan.stages[name]  # a new object if the plan was saved meanwhile
+    num_steps = stage.steps
     stage.setup = max(0.0, seconds - (num_steps - first_step) * step_seconds)
     stage.took = stage.setup + num_steps * step_seconds
     stage.is_done = True
-    plan.save()
+    if stage.steps < stage.planned_steps:
+        plan.decide(
+            f"{name}: ended after {stage.steps:,} of {stage.planned_steps:,} steps, because they "
+            "took longer than planned"
+        )
+    else:
+        plan.save()
     if is_main() and name != settings.FINAL and read_best(config.out):
         # later commands use best/ only
         delete_folders(*checkpoint_folders(config.out))
 
 
-def _train(plan: Plan, name: str, config: Config) -> None:
-    """Train under a line that shows the step and the time."""
+def _train(plan: Plan, name: str, config: Config, deadline: Deadline | None) -> None:
+    """Train under a line that shows the steps of this run and the time of the whole call."""
 
     def line() -> str:
         steps = [row["step"] for row in read_log(config.out) if row["kind"] == "train"]
-        seconds = plan.decisions.seconds
-        remaining = time_text(max(seconds - plan.elapsed(), 0))
-        return (
-            f"{name}: step {max(steps, default=0):,} of {config.train.steps:,}, "
-            f"about {remaining} left of {time_text(seconds)}"
-        )
+        step = max(steps, default=0)
+        num_steps = plan.stages[name].steps
+        text = f"{name}: step {step:,} of {num_steps:,}"
+        if step:
+            remaining = plan.clock.logged_step(config) * (num_steps - step)
+            text += f", about {time_text(remaining)} left"
+        spent = time_text(plan.elapsed_here())
+        return f"{text}; eve learn: {spent} of {time_text(plan.decisions.seconds)} spent"
 
+    last_step = deadline.last_step if deadline else None
     with progress_line(line), plan.output_to_log(config.out.relative_to(plan.out)):
-        train(config)
+        train(config, last_step=last_step)
 
 
 def score_stage(plan: Plan, name: str) -> None:

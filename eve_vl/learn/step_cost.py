@@ -10,6 +10,7 @@ from eve_vl.learn.decisions import Stage
 from eve_vl.learn.plan import Plan
 from eve_vl.learn.stage_config import stage_config
 from eve_vl.run.loading import read_config
+from eve_vl.train import processes
 from eve_vl.train.checkpoint_folders import chosen_checkpoint
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
@@ -37,9 +38,12 @@ def plan_pilots(plan: Plan) -> None:
     print_line("measuring a training step")
     with plan.output_to_log("probe"):
         config = stage_config(plan, settings.BASE)
-        step, decisions.threads = plan.clock.measure_step(config)
-    costs = Costs(step, setup=plan.clock.now() - start)
-    _refuse_short_time(plan, costs)
+        measured = plan.clock.measure_step(config)
+    setup = max(0.0, plan.clock.now() - start - measured.total)
+    measured, setup = processes.from_main(lambda: (measured, setup))
+    decisions.threads = measured.num_threads
+    note = _check_time(plan, Costs(measured.fastest, setup))
+    costs = Costs(measured.median, setup)
 
     remaining = decisions.seconds - plan.elapsed() - seconds_for_results(plan, costs)
     seconds = settings.PILOT_SHARE * remaining
@@ -52,6 +56,9 @@ def plan_pilots(plan: Plan) -> None:
     if bundled.task.name == plan.job.task:  # it can be used without training
         decisions.stages = {settings.AS_IT_IS: pilot.settings(), settings.BASE: pilot}
     decisions.num_pilots = num_pilots
+    if note:
+        decisions.lines.append(note)
+        print_line(note)
     length = f"{time_text(pilot.steps * costs.step)} each, {pilot.steps:,} steps"
     plan.decide(
         f"a step takes {costs.step:.3g} s; {num_pilots} pilots of {length} from {settings.BUNDLED}"
@@ -60,8 +67,10 @@ def plan_pilots(plan: Plan) -> None:
 
 def measured_costs(plan: Plan, name: str) -> Costs:
     """Return the costs that the runs so far have logged. name: the stage whose steps count."""
+    config = stage_config(plan, name)
+    step = processes.from_main(lambda: plan.clock.logged_step(config))
     setup = max(stage.setup for stage in plan.stages.values())
-    return Costs(plan.clock.logged_step(stage_config(plan, name)), setup)
+    return Costs(step, setup)
 
 
 def seconds_for_results(plan: Plan, costs: Costs) -> float:
@@ -75,26 +84,30 @@ def seconds_for_results(plan: Plan, costs: Costs) -> float:
     return costs.setup + forward_of_a_row * num_rows
 
 
-def _refuse_short_time(plan: Plan, costs: Costs) -> None:
-    """Raise UserError if the time is too short for a few training steps.
+def _check_time(plan: Plan, costs: Costs) -> str:
+    """Return a note if the time is short. Raises UserError if it is too short for a few steps.
 
-    The next call measures again, and may use all of its time.
+    costs: of the fastest steps, because other work may end. The next call measures again, and may
+    use all of its time.
     """
+    least = 3 * settings.MIN_STEPS  # two pilots and a final run
+    enough = 10 * settings.MIN_STEPS
     seconds = plan.decisions.seconds
     spent = plan.elapsed()
     reserve = 2 * costs.setup + seconds_for_results(plan, costs)
     num_steps = int(max(0.0, seconds - spent - reserve) / costs.step)
-    least = 10 * settings.MIN_STEPS
-    if num_steps >= least:
-        return
-    # the next call may measure slower steps
-    minutes = math.ceil((spent + reserve + 1.3 * least * costs.step) / 60)
-    plan.forget_time()
+    if num_steps >= enough:
+        return ""
+    minutes = math.ceil((spent + reserve + enough * costs.step) / 60)
     times = (
         f"{costs.step:.2g} s each, {spent:.0f} s of checks, {reserve:.0f} s for evaluation and "
         "index"
     )
+    problem = f"--for {time_text(seconds)}: is enough for {num_steps} training steps ({times})"
+    if num_steps >= least:
+        return f"note: {problem}, which teach little; --for {minutes}m is enough for {enough}"
+    plan.forget_time()
     raise UserError(
-        f"--for {time_text(seconds)}: is enough for {num_steps} of at least {least} training "
-        f"steps ({times}); give at least --for {minutes}m"
+        f"{problem}, and at least {least} are needed; give --for {minutes}m, which is enough for "
+        f"{enough}"
     )

@@ -104,18 +104,35 @@ def bench(config: Config, num_steps: int) -> dict[str, Any]:
     }
 
 
-def step_seconds(config: Config, num_steps: int) -> tuple[float, int]:
-    """Return the median wall seconds of a step with its loading, and the threads.
+@dataclass(frozen=True)
+class StepSeconds:
+    """Wall seconds of a training step with its loading."""
 
-    Raises UserError.
-    """
+    median: float
+    fastest: float
+    """Of the steps that other work on the machine disturbed least."""
+    total: float
+    """Of all steps, also those of the warm-up."""
+    num_threads: int
+
+
+def step_seconds(config: Config, num_steps: int) -> StepSeconds:
+    """Return the wall seconds of a training step, measured on several. Raises UserError."""
     trainer, loader = _start(config, num_steps)
-    num_steps += WARM_UP_STEPS
     start = time.perf_counter()
-    batches = list(itertools.islice(loader, num_steps * config.train.accumulation))
-    loading_seconds = (time.perf_counter() - start) / num_steps
+    batches: list[RowBatch] = []
+    loading_seconds: list[float] = []
+    for _ in range((WARM_UP_STEPS + num_steps) * config.train.accumulation):
+        loading_start = time.perf_counter()
+        batches.append(next(loader))
+        loading_seconds.append(time.perf_counter() - loading_start)
     times = _time_steps(trainer, batches)
-    return times.wall_seconds + loading_seconds, torch.get_num_threads()
+    return StepSeconds(
+        median=times.wall_seconds + config.train.accumulation * statistics.median(loading_seconds),
+        fastest=times.fastest_wall_seconds + config.train.accumulation * min(loading_seconds),
+        total=time.perf_counter() - start,
+        num_threads=torch.get_num_threads(),
+    )
 
 
 def has_processor_clock(device: torch.device) -> bool:
@@ -217,6 +234,7 @@ class StepTimes:
     """Of the step (its first entry) and of its parts, by the device's clock."""
     wall_seconds: float
     core_seconds: float
+    fastest_wall_seconds: float
 
 
 def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> StepTimes:
@@ -252,6 +270,7 @@ def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> StepTime
         },
         wall_seconds=statistics.median(wall_seconds[WARM_UP_STEPS:]),
         core_seconds=statistics.median(core_seconds_of_steps[WARM_UP_STEPS:]),
+        fastest_wall_seconds=min(wall_seconds[WARM_UP_STEPS:]),
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import gc
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,19 @@ from eve_vl.utils.seeds import seed_everything
 from eve_vl.utils.threads import set_threads
 
 
-def train(config: Config, *, must_resume: bool = False, accepts_data: bool = False) -> bool:
+def train(
+    config: Config,
+    *,
+    must_resume: bool = False,
+    accepts_data: bool = False,
+    last_step: Callable[[int], int] | None = None,
+) -> bool:
     """Train a run, or resume the one in config.out, and write metrics.json.
 
     Returns whether this is the main process. must_resume: refuse to start a new run. accepts_data:
-    resume although rows of the sources have changed. Raises UserError.
+    resume although rows of the sources have changed. last_step: takes the step that is reached and
+    returns the one to end at, the same in all processes; the learning rate then decays to 0 there.
+    It is asked at each log row; by default, train.steps stays. Raises UserError.
     """
     refuse_to_write(config.out)
     config = with_init_tokenizer(with_absolute_paths(config))
@@ -62,7 +70,7 @@ def train(config: Config, *, must_resume: bool = False, accepts_data: bool = Fal
     is_first = is_main()
     with locked(config.out), explain_lost_process(config.out):
         # its own call: the model must be gone before the group is
-        numbers = _train(config, device, must_resume, accepts_data)
+        numbers = _train(config, device, must_resume, accepts_data, last_step)
     gc.collect()
     processes.barrier()
     if has_joined:
@@ -91,7 +99,11 @@ class Setup:
 
 
 def _train(
-    config: Config, device: torch.device, must_resume: bool, accepts_data: bool
+    config: Config,
+    device: torch.device,
+    must_resume: bool,
+    accepts_data: bool,
+    last_step: Callable[[int], int] | None,
 ) -> dict[str, float]:
     """Set up and train; return the numbers of the last validation."""
     setup = _set_up(config, device, must_resume, accepts_data)
@@ -107,7 +119,24 @@ def _train(
         notes=setup.notes,
         skip_invalid=config.data.skips_invalid_val,
     )
-    trainer.best_texts = lambda numbers: _best_config(config, evaluator, numbers)
+
+    def best_texts(numbers: dict[str, float]) -> dict[str, str]:
+        current_config = _with_steps(config, trainer.config.steps)
+        return _best_config(current_config, evaluator, numbers)
+
+    def new_last_step(step: int) -> int:
+        assert last_step is not None
+        steps = last_step(step)
+        text = config_to_json(_with_steps(config, steps))
+        if text != setup.texts["config.json"]:
+            setup.texts["config.json"] = text
+            if is_main():
+                write_file(config.out / "config.json", text)
+        return steps
+
+    trainer.best_texts = best_texts
+    if last_step is not None:
+        trainer.last_step = new_last_step
     num_rows = sum(map(len, setup.sources))
     print_line(*run_lines(config, setup.task, device, num_rows))
     choose_threads(setup.task, device, _resumed_threads(config.out))
@@ -214,6 +243,10 @@ def _resumed_threads(run: Path) -> object:
     if not checkpoints:
         return 0
     return checkpoint_files.read_state(checkpoints[-1]).get("threads", 0)
+
+
+def _with_steps(config: Config, steps: int) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
 
 def _best_config(

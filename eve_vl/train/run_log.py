@@ -83,6 +83,12 @@ class RunLog:
         (self.steps,) = self.bar.tasks
         self.bar.start()
 
+    def set_num_steps(self, num_steps: int) -> None:
+        """Show another number of steps from now on."""
+        self.num_steps = num_steps
+        if self.enabled:
+            self.bar.update(self.steps.id, total=num_steps)
+
     def row(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write one row of `kind` train or val to the file, TensorBoard and the console."""
         if not self.enabled:

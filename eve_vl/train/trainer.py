@@ -1,6 +1,7 @@
 """The only training loop: all it knows of a task is `StepOutput` and `Evaluator`."""
 
 import contextlib
+import dataclasses
 import gc
 import itertools
 import signal
@@ -127,6 +128,8 @@ class Trainer:
         self.mark: Callable[[str], None] = lambda _: None
         # a loader of some training rows, as validation reads them
         self.training_rows: Callable[[], Iterable[Any]] | None = None
+        # the step to end at, by the step that is reached; asked at each log row, in all processes
+        self.last_step: Callable[[int], int] = lambda _: self.config.steps
         # files that differ in best/
         self.best_texts: Callable[[dict[str, float]], dict[str, str]] = lambda _: {}
 
@@ -232,7 +235,6 @@ class Trainer:
         log: RunLog,
         signals: Collection[int],
     ) -> dict[str, float]:
-        config = self.config
         self.meter = Meter(self.window)
         earlier_rows = processes.gather_objects(log.earlier_rows)[0]
         validations = [row for row in earlier_rows if row["kind"] == "val"]
@@ -240,15 +242,18 @@ class Trainer:
         self._print_start(log)
         numbers: dict[str, float] | None = None
         was_validated = any(row["step"] == self.step for row in validations)
-        if self.step and self._is_due(config.val_every) and not was_validated:
+        if self.step and self._is_due(self.config.val_every) and not was_validated:
             numbers = self._validate(val_loader, log)  # the run stopped after saving
 
-        while self.step < config.steps and not self.early_stopping.has_stalled():
+        while self.step < self.config.steps and not self.early_stopping.has_stalled():
             micro_batches = self._load(batches)
             skipped = [error for batch in micro_batches for error in batch.skipped]
             self.meter.add(self.train_step(micro_batches))
             self.step += 1
             log.tick(self.step)
+            config = self.config  # of this step
+            if self._is_due(config.log_every):
+                self._ask_for_last_step(log)
 
             has_skipped, is_stopped, is_writing = processes.any_process_of_each(
                 [bool(skipped), bool(signals), self.writer.is_writing]
@@ -256,7 +261,7 @@ class Trainer:
             if has_skipped:
                 everywhere = itertools.chain.from_iterable(processes.gather_objects(skipped))
                 bad_samples.add(everywhere, self.samples_consumed)
-            is_stopped = is_stopped and self.step < config.steps
+            is_stopped = is_stopped and self.step < self.config.steps
             is_saved = self._is_due(config.save_every) or is_stopped
             is_logged = self._is_due(config.log_every)
             is_validated = self._is_due(config.val_every)
@@ -314,6 +319,13 @@ class Trainer:
             "run the same command again to resume",
             code=128 + first_signal,
         )
+
+    def _ask_for_last_step(self, log: RunLog) -> None:
+        """Follow a caller whose number of steps depends on the time that they take."""
+        steps = self.last_step(self.step)
+        if steps != self.config.steps:
+            self.config = dataclasses.replace(self.config, steps=steps)
+            log.set_num_steps(steps)
 
     def _is_due(self, every: int) -> bool:
         """Return whether an action of every `every` steps and of the last step is due."""

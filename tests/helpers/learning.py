@@ -14,6 +14,7 @@ from eve_vl.cli.main import main
 from eve_vl.config import Config
 from eve_vl.learn import clock, settings, stage_config
 from eve_vl.recipes import get_recipe
+from eve_vl.run.bench import StepSeconds
 from eve_vl.train.trainer import Trainer
 
 TRAIN_STEP = Trainer.train_step
@@ -26,8 +27,8 @@ class StillClock(clock.Clock):
     def now(self) -> float:
         return 0.0
 
-    def measure_step(self, config: Config) -> tuple[float, int]:
-        return 1.0, 1
+    def measure_step(self, config: Config) -> StepSeconds:
+        return StepSeconds(median=1.0, fastest=1.0, total=0.0, num_threads=1)
 
     def logged_step(self, config: Config) -> float:
         return 1.0

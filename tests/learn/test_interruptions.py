@@ -1,10 +1,12 @@
 """`eve learn` that is stopped, killed, or called again with another time or other data."""
 
+import json
 import os
 import shutil
 import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eve_vl.learn import conclusion
+from eve_vl.run.loading import read_config
 from eve_vl.train.checkpoint_folders import checkpoint_folders
 from eve_vl.train.trainer import Trainer
 from helpers.learning import (
+    TRAIN_STEP,
     KilledError,
+    StillClock,
     decisions,
     interrupted_at,
     kill,
@@ -79,13 +84,50 @@ def test_a_longer_time_trains_the_final_run_further(whole, table, tmp_path, monk
     assert checkpoint_folders(out / "final")[-1].name == f"step_{after:08d}"
 
 
+def test_slow_steps_end_the_final_run_sooner(whole, table, tmp_path, monkeypatch, capfd):
+    """They take three seconds in place of one. It is killed once, and resumes."""
+    monkeypatch.setattr(conclusion, "run_page", lambda *_: "")
+    out = tmp_path / "mine"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "final")
+    plan = read_plan(out)
+    del plan["stages"]["final"]
+    (out / "plan.json").write_text(json.dumps(plan).replace(str(whole), str(out)))
+    num_steps = 0
+
+    def slow_step(trainer: Trainer, batches: list[Any]) -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 5:
+            kill()
+        return TRAIN_STEP(trainer, batches)
+
+    monkeypatch.setattr(StillClock, "now", lambda _: 3.0 * num_steps)
+    monkeypatch.setattr(Trainer, "train_step", slow_step)
+    with pytest.raises(KilledError):
+        learn(table, "--for", "30s", "--out", out)
+    lowered = read_plan(out)["stages"]["final"]
+    assert lowered["steps"] < lowered["planned_steps"]
+    assert learn(table, "--for", "30s", "--out", out) == 0
+    assert "resuming" in capfd.readouterr().out
+
+    final = read_plan(out)["stages"]["final"]
+    assert final["planned_steps"] == lowered["planned_steps"]
+    assert 3 * num_steps <= 30
+    (checkpoint,) = checkpoint_folders(out / "final")[-1:]
+    assert checkpoint.name == f"step_{final['steps']:08d}"
+    for folder in (out / "final", checkpoint):
+        assert read_config(folder).train.steps == final["steps"]
+    assert f"--train.steps {final['steps']} " in (out / "learn.sh").read_text()
+
+
 def test_a_folder_takes_another_time_or_other_sources_until_something_is_trained(
     table, tmp_path, monkeypatch, capfd
 ):
     out = tmp_path / "mine"
     monkeypatch.setattr(Trainer, "train_step", interrupted_at(1, kill))
     fewer = write_rows(table.with_name("fewer.jsonl"), read_rows(table)[:55])
-    for source, seconds, num_rows in ((table, "12s", 60), (table, "10s", 60), (fewer, "12s", 55)):
+    for source, seconds, num_rows in ((table, "7s", 60), (table, "6s", 60), (fewer, "7s", 55)):
         assert learn(source, "--for", seconds, "--out", out) == 2
         assert f"--for {seconds}: is enough for " in capfd.readouterr().err
         plan = read_plan(out)

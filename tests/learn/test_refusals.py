@@ -38,8 +38,9 @@ def test_too_little_data_or_time_is_refused(refusal, table):
     assert "5 captioned images; at least 50 are needed" in refusal(rows[:5])
     same = [row | {"caption": "an icon"} for row in rows]
     assert "1 distinct caption for 60 images" in refusal(same)
-    line = refusal(rows, "--for", "10s")
-    assert "of at least 20 training steps (1 s each, 0 s of checks, 2 s for" in line
+    line = refusal(rows, "--for", "5s")
+    assert "--for 5s: is enough for 2 training steps (1 s each, 0 s of checks, 2 s for" in line
+    assert "at least 6 are needed; give --for 1m, which is enough for 20" in line
     assert "--for soon: is no time" in refusal(rows, "--for", "soon")
 
 

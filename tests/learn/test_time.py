@@ -21,6 +21,7 @@ from eve_vl.learn import (
 from eve_vl.learn.decisions import DataFacts
 from eve_vl.learn.plan import Plan, Request
 from eve_vl.recipes import get_recipe
+from eve_vl.run.bench import StepSeconds
 
 BUNDLED = settings.BUNDLED
 START = 6.0  # seconds until the data are read
@@ -44,9 +45,10 @@ class SimulatedClock(clock.Clock):
     def spend(self, seconds: float) -> None:
         self.time += seconds * self.load
 
-    def measure_step(self, config: Config) -> tuple[float, int]:
+    def measure_step(self, config: Config) -> StepSeconds:
         self.spend(OPEN + 6 * STEP)
-        return STEP * self.load, 1
+        seconds = STEP * self.load
+        return StepSeconds(seconds, seconds, total=6 * seconds, num_threads=1)
 
     def logged_step(self, config: Config) -> float:
         return STEP * self.load * config.input.image_size / 64
@@ -60,14 +62,25 @@ class Simulation:
     clock: SimulatedClock
     starts: dict[str, float] = field(default_factory=dict)
     """Seconds at which each stage began."""
+    final_loads: dict[int, float] = field(default_factory=dict)
+    """Loads of the machine from some steps of a final run on."""
 
-    def train(self, config: Config) -> None:
+    def train(self, config: Config, last_step: Callable[[int], int] | None) -> None:
         """Write what a trained stage leaves, and spend its time."""
         self.starts[config.out.name] = self.clock.now()
         (config.out / "state.json").write_text("{}")
         (config.out / "config.json").write_text(config_to_json(config))
-        step = self.clock.logged_step(config) / self.clock.load
-        self.clock.spend(SETUP + config.train.steps * step)
+        seconds_per_step = self.clock.logged_step(config) / self.clock.load
+        self.clock.spend(SETUP)
+        num_steps = config.train.steps
+        step = 0
+        while step < num_steps:
+            step += 1
+            self.clock.spend(seconds_per_step)
+            if config.out.name.startswith("final"):
+                self.clock.load = self.final_loads.get(step, self.clock.load)
+            if last_step is not None and step % config.train.log_every == 0:
+                num_steps = last_step(step)
 
     def score(self, plan: Plan, name: str) -> None:
         """Give a stage a score that depends on its name."""
@@ -80,10 +93,15 @@ class Simulation:
 
 
 @pytest.fixture
-def simulated(monkeypatch, tmp_path) -> Callable[[float, float, float], Simulation]:
+def simulated(monkeypatch, tmp_path) -> Callable[..., Simulation]:
     """Return a function that follows a plan: seconds, load, and the load after the first step."""
 
-    def run(seconds: float, load: float, later_load: float) -> Simulation:
+    def run(
+        seconds: float,
+        load: float,
+        later_load: float,
+        final_loads: dict[int, float] | None = None,
+    ) -> Simulation:
         monkeypatch.setattr(settings, "MIN_STEPS", 20)
         monkeypatch.setattr(settings, "SIZES", (64, 96))
         monkeypatch.setattr(settings, "BUNDLED", BUNDLED)
@@ -103,7 +121,7 @@ def simulated(monkeypatch, tmp_path) -> Callable[[float, float, float], Simulati
             val=377,
             test=378,
         )
-        simulation = Simulation(plan, simulated_clock)
+        simulation = Simulation(plan, simulated_clock, final_loads=final_loads or {})
         monkeypatch.setattr(stage_run, "train", simulation.train)
         monkeypatch.setattr(stage_run, "score_stage", simulation.score)
         monkeypatch.setattr(stage_run, "average", lambda *_, **__: None)
@@ -116,11 +134,22 @@ def simulated(monkeypatch, tmp_path) -> Callable[[float, float, float], Simulati
     return run
 
 
-@pytest.mark.parametrize(("seconds", "num_trained"), [(240.0, 6), (360.0, 9), (1200.0, 15)])
+@pytest.mark.parametrize(("seconds", "num_trained"), [(240.0, 7), (360.0, 9), (1200.0, 15)])
 def test_on_a_quiet_machine_it_ends_in_time(simulated, seconds, num_trained):
     simulation = simulated(seconds, 1.0, 1.0)
     assert simulation.plan.elapsed() == pytest.approx(seconds, rel=0.05)
     assert len(simulation.starts) == num_trained
+
+
+@pytest.mark.parametrize("final_loads", [{1: 3.0}, {1: 6.0}, {100: 4.0}, {1: 4.0, 60: 1.0}])
+def test_a_final_run_that_other_work_slows_ends_in_time(simulated, final_loads):
+    """It has fewer steps, and as many as the time allows where the other work ends."""
+    simulation = simulated(240.0, 1.0, 1.0, final_loads)
+    assert 0.9 * 240 <= simulation.plan.elapsed() <= 1.05 * 240
+    final = simulation.plan.stages["final"]
+    assert final.steps < final.planned_steps
+    text = f"final: ended after {final.steps:,} of {final.planned_steps:,} steps"
+    assert simulation.plan.decisions.lines[-1].startswith(text)
 
 
 def test_a_longer_time_adds_a_final_run(simulated):

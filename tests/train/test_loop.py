@@ -169,3 +169,18 @@ def test_new_parameters_train_with_the_learning_rate_of_heads(tmp_path: Path):
     train(tmp_path / "run", task, config, new={"head"})
     torch.testing.assert_close(task.weight.detach(), torch.full((3,), 0.01), rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(task.head.detach(), torch.full((3,), 0.05), rtol=1e-3, atol=1e-6)
+
+
+def test_a_caller_can_set_an_earlier_last_step_while_training(tmp_path: Path):
+    run = tmp_path / "run"
+    config = replace(
+        CONFIG, steps=8, warmup=0.0, schedule="linear", log_every=1, save_every=8, val_every=8
+    )
+    trainer = trainer_of(run, Guess(SCORES), config)
+    trainer.last_step = lambda step: 8 if step < 3 else 5
+    trainer.fit(endless(), [], no_bad_samples(run))
+    rows = read_log(run)
+    rates = [row["lr"] / config.lr for row in rows if row["kind"] == "train"]
+    assert rates == pytest.approx([8 / 8, 7 / 8, 6 / 8, 2 / 5, 1 / 5])
+    assert [row["step"] for row in rows if row["kind"] == "val"] == [5]
+    assert step_folder(run, 5).is_dir()
