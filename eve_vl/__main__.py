@@ -2,8 +2,9 @@
 
 import os
 import signal
-import traceback
 from types import FrameType
+
+# no slower imports here: Ctrl-C would print a traceback during them
 
 
 def main() -> None:
@@ -20,12 +21,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
     Nothing is to be saved yet then, and libraries that are cut off half-way raise other errors.
     """
-    if any(
-        caller.f_code.co_filename.startswith("<frozen importlib")
-        for caller, _ in traceback.walk_stack(frame)
-    ):
-        os.write(2, b"eve: interrupted\n")
-        os._exit(128 + number)
+    caller = frame
+    while caller is not None:
+        if caller.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"eve: interrupted\n")
+            os._exit(128 + number)
+        caller = caller.f_back
     signal.default_int_handler(number, frame)
 
 

@@ -67,10 +67,12 @@ def _learn(plan: "Plan") -> int:
     from eve_vl.learn.final_runs import train_final_runs
     from eve_vl.learn.pilots import choose_pilot
     from eve_vl.learn.resume_line import resume_line
+    from eve_vl.learn.stage_run import delete_unused_checkpoints
     from eve_vl.learn.step_cost import plan_pilots
 
     if plan.stages:
         print_line(resume_line(plan))
+        delete_unused_checkpoints(plan)
     status = 0
     try:
         check_data(plan)
@@ -103,5 +105,5 @@ def seconds_of(text: str) -> float:
         hours, minutes, rest = parts.groups(default="0")
         seconds = int(hours) * 3600 + int(minutes) * 60 + int(rest)
     if not seconds:
-        raise UserError(f"--for {text}: is no time; give one such as 30m, 1h30m or 90s")
+        raise UserError(f"--for {text} is no time; give one such as 30m, 1h30m or 90s")
     return float(seconds)

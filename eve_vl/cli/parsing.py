@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import math
 import re
 import typing
 from collections import Counter
@@ -51,6 +52,7 @@ def parse(
         raise UserError(f"{problem}{hint}; {prog} --help shows the usage") from None
 
     _refuse_empty_lists(args, prog)
+    _refuse_nan_and_infinity(args)
     check_writable(getattr(args, "json", None))
     refuse_missing_paths(args)
     return args
@@ -108,6 +110,15 @@ def _refuse_empty_lists(args: Any, prog: str) -> None:
     for field in dataclasses.fields(args):
         if field.default is dataclasses.MISSING and getattr(args, field.name) == ():
             raise UserError(f"{prog} needs at least one path; {prog} --help shows the usage")
+
+
+def _refuse_nan_and_infinity(args: Any) -> None:
+    """Raise UserError for a number without a finite value; fields of a config check their range."""
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            flag = field.name.replace("_", "-")
+            raise UserError(f"--{flag} {value}: must be a finite number")
 
 
 def refuse_missing_paths(args: object) -> None:

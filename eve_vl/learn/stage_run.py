@@ -20,11 +20,11 @@ from eve_vl.run.loading import load_run
 from eve_vl.run.training import train
 from eve_vl.train import devices, processes
 from eve_vl.train.best_folder import read_best
-from eve_vl.train.checkpoint_folders import checkpoint_folders, delete_folders
+from eve_vl.train.checkpoint_folders import CHECKPOINTS, checkpoint_folders, delete_folders
 from eve_vl.train.run_log import read_log
 from eve_vl.utils.console import is_main, progress_line
 from eve_vl.utils.errors import StoppedError
-from eve_vl.utils.file_io import read_json, write_file
+from eve_vl.utils.file_io import delete_temporary, read_json, write_file
 from eve_vl.utils.signals import stop_signals
 
 ROWS_FILE = "rows.json"
@@ -72,9 +72,21 @@ def run_stage(plan: Plan, name: str, deadline: Deadline | None = None) -> None:
         )
     else:
         plan.save()
-    if is_main() and name != settings.FINAL and read_best(config.out):
-        # later commands use best/ only
-        delete_folders(*checkpoint_folders(config.out))
+    delete_unused_checkpoints(plan)
+
+
+def delete_unused_checkpoints(plan: Plan) -> None:
+    """Delete the checkpoints of pilots that are done, also what a killed call has left of them.
+
+    Later commands only use the best weights of these runs.
+    """
+    if not is_main():
+        return
+    for name, stage in plan.stages.items():
+        folder = plan.folder(name)
+        if stage.is_done and name != settings.FINAL and read_best(folder):
+            delete_folders(*checkpoint_folders(folder))
+            delete_temporary(folder / CHECKPOINTS)
 
 
 def _train(plan: Plan, name: str, config: Config, deadline: Deadline | None) -> None:

@@ -19,6 +19,7 @@ from eve_vl.tasks.task import Sizes, Task
 from eve_vl.train.freezing import freeze
 from eve_vl.utils.errors import UserError
 
+MOST_COUNTED_ROWS = 8192  # contrasts of more take minutes; from here on, memory grows linearly
 PROBED_ROWS = 2  # of the small micro-batch whose memory tells what does not grow with the rows
 
 
@@ -82,7 +83,7 @@ class Planner:
         """Return a layout with its memory and traffic."""
         config = _with_train(self.config, accumulation=accumulation)
         num_rows = config.train.batch_size // accumulation
-        kept_size = kept_bytes(config, self.sizes).of(recomputes)
+        kept_size = self.kept_size(num_rows, recomputes)
         small = self.small.of(recomputes)
         per_row = (kept_size - small) / max(num_rows - PROBED_ROWS, 1)
         fixed = max(0.0, small - PROBED_ROWS * per_row)  # copies of weights in half precision
@@ -96,6 +97,16 @@ class Planner:
             sent=step_traffic(config, self.task, layout),
             fits=sum(memory.values()) <= self.limit,
         )
+
+    def kept_size(self, num_rows: int, recomputes: bool) -> float:
+        """Return the bytes that autograd keeps of a micro-batch."""
+        if num_rows <= MOST_COUNTED_ROWS:
+            config = _with_train(self.config, batch_size=num_rows, accumulation=1)
+            return kept_bytes(config, self.sizes).of(recomputes)
+        half = MOST_COUNTED_ROWS // 2
+        size = self.kept_size(MOST_COUNTED_ROWS, recomputes)
+        size_of_half = self.kept_size(half, recomputes)
+        return size + (num_rows - MOST_COUNTED_ROWS) * (size - size_of_half) / half
 
 
 def plan(config: Config, gpus: int, per_machine: int, limit: float) -> list[Choice]:

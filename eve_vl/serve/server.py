@@ -96,7 +96,7 @@ def listening(host: str, port: int | None) -> socket.socket:
                 return listening(host, candidate)
         port = PORT
     if not 0 <= port < 2**16:
-        raise UserError(f"--port {port}: is no port, expected 0 to {2**16 - 1}")
+        raise UserError(f"--port {port} is no port, expected 0 to {2**16 - 1}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=MOST_CONNECTIONS)

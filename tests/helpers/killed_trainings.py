@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from eve_vl.cli.main import main as eve
+from eve_vl.utils.signals import STOP_SIGNALS
 
 SIGNALS = ("KILL", "TERM", "INT", "HUP", "INT TERM")
 """The last as a terminal and a parent process send them."""
@@ -55,7 +56,10 @@ class Training:
         self.console.touch()  # a signal may come before the process has opened it
         if not self.is_command:
             self.process = multiprocessing.get_context("fork").Process(target=self._run)
+            # a fork that is not yet in `_run` would report an interrupt to this process's console
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             self.process.start()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             return
         with self.console.open("w") as out:
             self.process = subprocess.Popen(
@@ -73,9 +77,12 @@ class Training:
         for stream in (1, 2):
             os.dup2(out, stream)
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             eve(self.command)
         except SystemExit as stop:
             os._exit(int(stop.code or 0))
+        except KeyboardInterrupt:  # before the command line handles it
+            os._exit(128 + signal.SIGINT)
         except BaseException:
             traceback.print_exc()
             os._exit(1)

@@ -73,12 +73,16 @@ def test_a_longer_time_trains_the_final_run_further(whole, table, tmp_path, monk
     shutil.copytree(whole, out)
     for file in (out / "plan.json", out / "final" / "config.json"):
         file.write_text(file.read_text().replace(str(whole), str(out)))
+    left_by_a_kill = next(out.glob("pilots/*/best")).parent / "checkpoints"
+    (left_by_a_kill / ".step_00000004.eve-old.tmp").mkdir()  # while a checkpoint was deleted
+    shutil.copytree(checkpoint_folders(out / "final")[-1], left_by_a_kill / "step_00000006")
     before = decisions(out)["stages"]["final"]["steps"]
     assert len(checkpoint_folders(out / "final")) == 2
+    assert learn(table, "--for", "40s", "--out", out) == 0
     # best/ of the pilots is all that later commands use
     assert list(out.glob("pilots/*/best"))
-    assert {path.parents[1].name for path in out.glob("pilots/*/checkpoints/*")} <= {"masked"}
-    assert learn(table, "--for", "40s", "--out", out) == 0
+    checkpoints = out.glob("pilots/*/checkpoints/*")
+    assert {path.parents[1].name for path in checkpoints} <= {"masked"}
     after = decisions(out)["stages"]["final"]["steps"]
     assert after > before
     assert checkpoint_folders(out / "final")[-1].name == f"step_{after:08d}"

@@ -41,7 +41,7 @@ def test_too_little_data_or_time_is_refused(refusal, table):
     line = refusal(rows, "--for", "5s")
     assert "--for 5s: is enough for 2 training steps (1 s each, 0 s of checks, 2 s for" in line
     assert "at least 6 are needed; give --for 1m, which is enough for 20" in line
-    assert "--for soon: is no time" in refusal(rows, "--for", "soon")
+    assert "--for soon is no time" in refusal(rows, "--for", "soon")
 
 
 @pytest.mark.parametrize(

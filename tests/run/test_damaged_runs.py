@@ -328,3 +328,13 @@ def test_an_interrupt_while_modules_load_leaves_no_traceback(tmp_path: Path, mod
     assert process.returncode == 130
     lines = [line for line in stderr.splitlines() if not line.startswith("import time:")]
     assert lines == ["eve: interrupted"]
+
+
+def test_an_interrupt_is_handled_before_any_slow_import():
+    imports = "import os, signal, sys, types, typing"
+    code = f"{imports}; before = set(sys.modules); import eve_vl.__main__; "
+    code += "print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "eve_vl eve_vl.__main__\n"

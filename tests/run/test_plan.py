@@ -10,6 +10,7 @@ import torch
 
 from eve_vl.cli.main import main
 from eve_vl.recipes import get_recipe
+from eve_vl.recipes.registry import get_finetune_recipe
 from eve_vl.run.kept_memory import kept_bytes
 from eve_vl.run.loading import build_untrained
 from eve_vl.run.plan import command, plan
@@ -65,6 +66,23 @@ def test_fewest_micro_batches_that_fit_are_chosen():
     for choice in plan(config, 4, 2, 1):
         assert not choice.fits
         assert choice.accumulation == 4
+
+
+def test_memory_of_many_rows_follows_from_that_of_fewer(monkeypatch):
+    """A contrast compares all rows with all, in slices from a number of rows on."""
+    monkeypatch.setattr("eve_vl.objectives.AT_ONCE", 256)
+    config = get_finetune_recipe("demo_retrieval", config_of())
+    config = replace(config, train=config_of(batch_size=256).train)
+    counted = plan(config, 1, 8, 2**40)
+    monkeypatch.setattr("eve_vl.run.plan.MOST_COUNTED_ROWS", 64)
+    for choice, expected in zip(plan(config, 1, 8, 2**40), counted, strict=True):
+        assert sum(choice.memory.values()) == pytest.approx(sum(expected.memory.values()), rel=0.02)
+
+
+def test_a_plan_ends_for_any_batch():
+    for choice in plan(config_of(batch_size=2**62), 4, 2, 2**40):
+        assert choice.fits
+        assert choice.rows * choice.accumulation * 4 == 2**62
 
 
 def test_command_of_a_plan_has_the_flags_that_differ_from_the_recipe():
@@ -123,6 +141,8 @@ def test_the_verb_prints_a_table_and_a_command(tmp_path: Path, capsys):
             "multiple of 3",
         ),
         (["--gpus", "0"], "--gpus 0, --per-machine 8, --memory 80: must be positive"),
+        (["--memory", "nan"], "--memory nan: must be a finite number"),
+        (["--memory", "inf"], "--memory inf: must be a finite number"),
         (
             ["--data.flip", "--train.lr", "1"],
             "--data.flip, --train.lr: no effect on the plan; leave it out",
