@@ -3,6 +3,7 @@
 Nothing is downloaded here. `interop.run_names` does so where the words of a user come in.
 """
 
+import difflib
 from pathlib import Path
 
 from eve_vl.utils.errors import UserError, did_you_mean, nearest
@@ -45,10 +46,19 @@ def existing_folder(run: str | Path) -> Path:
     if path.exists():
         return path
     message = f"{path}: no such run folder"
-    hint = did_you_mean(str(path), bundled_names(), 0.5)
+    hint = _similar_folder(path) or did_you_mean(str(path), bundled_names(), 0.5)
     if hint:
         message += f"; {hint}"
     raise UserError(message)
+
+
+def _similar_folder(path: Path) -> str:
+    """Return `did you mean 'x'?` for a folder of a similar name next to a path, or nothing."""
+    folders = {}
+    for folder in path.parent.glob("[!.]*/"):
+        folders[folder.name] = str(folder)
+    near = difflib.get_close_matches(path.name, folders, n=1)
+    return f"did you mean {folders[near[0]]!r}?" if near else ""
 
 
 def name_of(folder: Path) -> str:

@@ -21,14 +21,17 @@ class AverageArgs(Frozen):
 
 def run_average(args: AverageArgs) -> None:
     """Average the weights of fine-tunings of one run: eve average RUN RUN … --out RUN."""
-    num_different = len({run.absolute() for run in args.runs})
-    if num_different < max(2, len(args.runs)):
+    from eve_vl.interop.run_names import run_path
+    from eve_vl.run.average_runs import average
+    from eve_vl.train.checkpoint_folders import chosen_checkpoint
+
+    paths = [run_path(run) for run in args.runs]
+    # of a run and its best/, and of a link and what it points to
+    weights = {chosen_checkpoint(path).resolve() for path in paths}
+    if len(weights) < max(2, len(paths)):
         raise UserError(
             "name at least two runs, each once, "
             "for example eve average runs/seed_0 runs/seed_1 --out runs/average"
         )
-    from eve_vl.interop.run_names import run_path
-    from eve_vl.run.average_runs import average
-
-    average([run_path(run) for run in args.runs], expand_user(args.out))
+    average(paths, expand_user(args.out))
     print_line(f"{args.out}: the average of {len(args.runs)} runs")

@@ -19,6 +19,17 @@ from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.file_io import expand_user
 
 Args = TypeVar("Args")
+PLAIN_WORDS = {
+    r"^(--\S+): .*invalid literal for int\(\) with base 10: ('.*')$": (
+        r"\1 \2: must be a whole number"
+    ),
+    r"^(--\S+): .*could not convert string to float: ('.*')$": r"\1 \2: must be a number",
+    r"^(--\S+): Could not parse arguments \[(.*)\] into .*$": (
+        r"\1 \2: must be values of the types that the help shows"
+    ),
+    r"^(Missing value for argument .*)\. Expected 1 values$": r"\1",
+}
+"""tyro's messages with Python's words, and the same in plain English."""
 
 
 def parse(
@@ -80,14 +91,30 @@ def _first_problem(text: str) -> str:
 
     Unrecognized options come before missing ones, which often follow from them.
     """
-    lines = [line.strip() for line in text.splitlines()[2:]]  # after a title and a rule
-    problems = [" ".join(part.split()) for part in re.split("-{9,}", "\n".join(lines))]
-    first = problems[0]
-    for problem in problems:
-        if problem.startswith("Unrecognized"):
-            first = problem
+    body = "\n".join(text.splitlines()[2:])  # after a title and a rule
+    parts = re.split("-{9,}", body)
+    first = parts[0]
+    for part in parts:
+        if part.strip().startswith("Unrecognized"):
+            first = part
             break
-    return re.sub(r"^Error parsing (\w+: )?", "", first.rstrip("."))
+    if first.strip().startswith("Missing from"):
+        return _missing_flags(first)
+    problem = " ".join(first.split()).rstrip(".")
+    problem = re.sub(r"^Error parsing (\w+: )?", "", problem)
+    for pattern, plain in PLAIN_WORDS.items():
+        problem = re.sub(pattern, plain, problem)
+    return problem
+
+
+def _missing_flags(text: str) -> str:
+    """Return the flags that tyro lists as missing, each in a line above its indented help."""
+    lines = [line for line in text.splitlines()[1:] if line.strip()]
+    indents = [len(line) - len(line.lstrip()) for line in lines]
+    flags = [
+        line.strip() for line, indent in zip(lines, indents, strict=True) if indent == indents[0]
+    ]
+    return f"missing: {', '.join(flags)}"
 
 
 def _hint(problem: str, cls: type[Any], options: dict[str, Any]) -> str:

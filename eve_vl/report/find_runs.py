@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from eve_vl.builtin.names import existing_folder
 from eve_vl.train.checkpoint_folders import BEST, CHECKPOINTS
 from eve_vl.train.run_log import LOG
 from eve_vl.utils.errors import UserError
@@ -15,6 +16,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     """
     runs: list[Path] = []
     for path in paths:
+        existing_folder(path)
         if _is_run(path):
             runs.append(path)
             continue
@@ -22,7 +24,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
         for pattern in ("*", "*/*", "*/*/*"):
             runs_below += [folder for folder in sorted(path.glob(pattern)) if _is_run(folder)]
         if not runs_below:
-            raise UserError(f"{path}: no such run folder, or folder of runs")
+            raise UserError(f"{path}: holds no runs")
         runs += runs_below
     return list(dict.fromkeys(runs))
 

@@ -5,10 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eve_vl.builtin.names import name_of
 from eve_vl.config import flat, to_dict
 from eve_vl.run.loading import LoadedRun, load_run
+from eve_vl.run.run_costs import core_seconds
 from eve_vl.run.writing import check_new, write_weights
+from eve_vl.train.run_log import LOG
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.json_lines import json_lines
 
 COMMON_FIELDS = (
     "init",
@@ -45,7 +49,21 @@ def average(runs: Sequence[Path], out: Path, *, replaces: bool = False) -> None:
             sums[name] += tensor
     first.task.load_state_dict({name: tensor / len(runs) for name, tensor in sums.items()})
     config = replace(first.config, out=out, train=replace(first.config.train, steps=step))
-    write_weights(out, config, first.tokenizer, first.task, step=step)
+    log = json_lines([_log_row(runs, step)])
+    write_weights(out, config, first.tokenizer, first.task, step=step, files={LOG: log})
+
+
+def _log_row(runs: Sequence[Path], step: int) -> dict[str, Any]:
+    """Return a note that names the averaged runs, with the core-seconds that they took."""
+    row: dict[str, Any] = {
+        "kind": "note",
+        "step": step,
+        "text": f"the average of {', '.join(map(name_of, runs))}",
+    }
+    costs = [core_seconds(run) for run in runs]
+    if None not in costs:
+        row["core_seconds"] = sum(filter(None, costs))
+    return row
 
 
 def _require_common_start(first: LoadedRun, run: LoadedRun, first_path: Path, path: Path) -> None:

@@ -11,6 +11,7 @@ from eve_vl.train.checkpoint_files import read_state
 from eve_vl.train.checkpoint_folders import chosen_checkpoint
 from eve_vl.train.run_log import read_log
 from eve_vl.utils.errors import UserError, printable
+from eve_vl.utils.file_io import has_fields
 
 
 def cost_chain(run: Path) -> dict[str, float | None]:
@@ -27,22 +28,26 @@ def cost_chain(run: Path) -> dict[str, float | None]:
         costs[str(current)] = None
         with suppress(UserError):
             path = start_folder(current)
-            folder = chosen_checkpoint(path)
-            config = read_config(folder)
-            is_checkpoint = folder == path
-            costs[str(current)] = _cost(folder, is_checkpoint)
+            config = read_config(chosen_checkpoint(path))
+            costs[str(current)] = core_seconds(path)
             if not config.scratch and not is_name(current):
                 next_run = config.init
     return costs
 
 
-def _cost(folder: Path, is_checkpoint: bool) -> float | None:
-    """Return the core-seconds of a run, up to a checkpoint if that was named; None without a
-    record."""
-    last_step = read_state(folder)["step"] if is_checkpoint else float("inf")
-    rows = [row for row in read_log(root_of(folder)) if row["kind"] == "train"]
-    counted = [row.get("core_seconds", 0) for row in rows if row["step"] <= last_step]
-    return sum(counted) or None
+def core_seconds(path: Path) -> float | None:
+    """Return the core-seconds of a run folder, or of a run up to one of its checkpoints.
+
+    None without a record. Without the run that it started from. Raises UserError.
+    """
+    folder = chosen_checkpoint(path)
+    last_step = read_state(folder)["step"] if folder == path else float("inf")
+    seconds = 0.0
+    for row in read_log(root_of(folder)):
+        # an average has them in a note
+        if row["step"] <= last_step and has_fields(row, core_seconds=float):
+            seconds += row["core_seconds"]
+    return seconds or None
 
 
 def cost_text(chain: Mapping[str, float | None]) -> str:

@@ -1,8 +1,9 @@
 """Run folders of weights that no training of this package has made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from eve_vl.builtin.names import refuse_to_write
@@ -51,8 +52,12 @@ def write_weights(
     *,
     step: int,
     check: Callable[[Path], None] = lambda _: None,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write an atomic run folder, in place of one that is there. Raises UserError."""
+    """Write an atomic run folder, in place of one that is there. Raises UserError.
+
+    files: further texts by file name.
+    """
     vocab_size = min(max(tokenizer.vocab_size, MIN_VOCAB_SIZE), MAX_VOCAB_SIZE)
     config = replace(config, tokenizer=replace(config.tokenizer, vocab_size=vocab_size))
     texts = {
@@ -62,6 +67,6 @@ def write_weights(
     }
     with reporting_write_errors(run), atomic_folder(run) as folder:
         best_folder.save_best(folder, step=step, model=task.state_dict(), texts=texts, numbers={})
-        for name, text in texts.items():
+        for name, text in {**texts, **files}.items():
             (folder / name).write_text(text, encoding="utf-8")
         check(folder)

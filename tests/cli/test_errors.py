@@ -37,7 +37,7 @@ MISTAKES = [
     ),
     (
         "pretrain tiny --train.lr fast",
-        "--train.lr: could not convert string to float: 'fast'; eve pretrain tiny --help shows",
+        "--train.lr 'fast': must be a number; eve pretrain tiny --help shows the usage",
     ),
     (
         "pretrain tiny --train.betas 0.9 --out x",
@@ -66,7 +66,7 @@ MISTAKES = [
     ),
     (
         "verify run left.png",
-        "Missing from eve verify: RIGHT Right image. (required) STATEMENT Statement about",
+        "missing: RIGHT, STATEMENT; eve verify --help shows the usage",
     ),
     (
         "learn photos --four 1m",
@@ -79,6 +79,12 @@ MISTAKES = [
     ("pretrain tiny --input.image-size 30 --train.lr -1", "input.image_size 30"),
     ("pretrain tiny --input.image-size 30 --train.lr -1", "train.lr -1"),
     ("report nowhere", "nowhere: no such run folder"),
+    ("report a_folde", "a_folde: no such run folder; did you mean 'a_folder'?"),
+    ("runs a_folde", "a_folde: no such run folder; did you mean 'a_folder'?"),
+    ("pretrain tiny --train.steps ten", "--train.steps 'ten': must be a whole number; eve"),
+    ("serve run --port web", "--port 'web': must be a whole number; eve"),
+    ("pretrain tiny --data.crop-scale 1 x", "--data.crop-scale '1', 'x': must be values of"),
+    ("search index words --min-score nan", "--min-score nan: must be a finite number"),
     ("evaluate masked_signal .", "holds no checkpoint"),
     (
         "pretrain tiny --data.train words.txt --data.val held-out",
@@ -152,6 +158,7 @@ def wrong():
 def test_mistake_is_one_line(command: str, message: str, eve, tmp_path: Path):
     (tmp_path / "own_recipes.py").write_text(OWN_RECIPES)
     (tmp_path / "json.py").write_text("raise SystemExit('this file must not run')\n")
+    (tmp_path / "a_folder").mkdir()
     (tmp_path / "words.txt").write_text("one line\nanother line\n" * 40)
     sys.modules.pop("own_recipes", None)
     try:

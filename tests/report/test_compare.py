@@ -57,7 +57,7 @@ def test_runs_are_found_three_levels_down(folder: Path, tmp_path: Path):
     a, c, deep = (folder / name for name in CHANGES)
     assert find_runs([folder]) == [a, c, deep]
     assert find_runs([c, folder / "b", c]) == [c, deep]
-    with pytest.raises(UserError, match="nothing: no such run folder, or folder of runs"):
+    with pytest.raises(UserError, match="nothing: no such run folder"):
         find_runs([a, tmp_path / "nothing"])
 
 

@@ -70,11 +70,11 @@ def test_fewest_micro_batches_that_fit_are_chosen():
 
 def test_memory_of_many_rows_follows_from_that_of_fewer(monkeypatch):
     """A contrast compares all rows with all, in slices from a number of rows on."""
-    monkeypatch.setattr("eve_vl.objectives.AT_ONCE", 256)
+    monkeypatch.setattr("eve_vl.objectives.AT_ONCE", 128)
     config = get_finetune_recipe("demo_retrieval", config_of())
-    config = replace(config, train=config_of(batch_size=256).train)
+    config = replace(config, train=config_of(batch_size=64).train)
     counted = plan(config, 1, 8, 2**40)
-    monkeypatch.setattr("eve_vl.run.plan.MOST_COUNTED_ROWS", 64)
+    monkeypatch.setattr("eve_vl.run.plan.MOST_COUNTED_ROWS", 32)
     for choice, expected in zip(plan(config, 1, 8, 2**40), counted, strict=True):
         assert sum(choice.memory.values()) == pytest.approx(sum(expected.memory.values()), rel=0.02)
 

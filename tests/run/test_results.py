@@ -215,7 +215,7 @@ def test_runs_are_listed_best_first_and_broken_ones_with_the_reason(eve, tmp_pat
     lines = [line for line in done.stdout.splitlines() if line.startswith("not listed: ")]
     assert lines == [f"not listed: {reason}" for reason in broken.values()]
     missing = tmp_path / "none"
-    problem = f"eve: {missing}: no such run folder, or folder of runs\n"
+    problem = f"eve: {missing}: no such run folder\n"
     assert eve("runs", missing).stderr == problem
 
 

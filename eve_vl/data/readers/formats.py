@@ -22,6 +22,8 @@ FORMAT_BY_SUFFIX = {
     ".tar": "webdataset",
     ".txt": "text",
 }
+DOCUMENT_FIELDS = frozenset({"annotations", "images", "questions"})
+"""Fields of a JSON document, of which it has one at least; a row alone has none."""
 COMPRESSED_SUFFIXES = (".gz", ".tgz", ".zip", ".zst", ".bz2", ".xz")
 
 
@@ -66,7 +68,10 @@ def _sniff_json(path: Path) -> str:
     with open_ordinary(path) as file:
         start = file.read(2**20).lstrip(b"\xef\xbb\xbf \t\r\n")
     first_line, _, rest = start.partition(b"\n")
+    if not start.startswith(b"{"):
+        return "json"
     with suppress(ValueError):
-        if start.startswith(b"{") and rest.strip() and parse_json(first_line):
+        fields = parse_json(first_line)
+        if rest.strip() or DOCUMENT_FIELDS.isdisjoint(fields):
             return "jsonl"
     return "json"

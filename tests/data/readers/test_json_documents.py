@@ -1,5 +1,7 @@
 """JSON documents: lists as ALBEF, X-VLM, BLIP and ViLT read them, and what is no list of rows."""
 
+import json
+
 import pytest
 
 from eve_vl.data.image_refs import ImageFile
@@ -38,6 +40,17 @@ def test_vilt_pairs(root):
     assert_refused(looks, path, kind="questions")
 
 
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_json_lines_may_have_the_suffix_json(root, num_rows):
+    rows = []
+    for color in COLORS[:num_rows]:
+        rows.append(json.dumps({"image": f"images/{color}.png", "caption": f"a {color} card"}))
+    path = root / "rows.json"
+    path.write_text("\n".join(rows) + "\n")
+    captions = [(f"a {color} card",) for color in COLORS[:num_rows]]
+    assert values_of(open_source(path), "captions") == captions
+
+
 def test_broken_rows_have_a_reason_each(root):
     rows = [["images/red.png", "x"], 3, ["images/red.png"], {"image": "images/red.png"}]
     expected = "expected an object or [image path, caption]"
@@ -51,7 +64,7 @@ def test_broken_rows_have_a_reason_each(root):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('{"red": 1}', "holds an object with fields red, expected a list of objects"),
+        ('{\n"red": 1}', "holds an object with fields red, expected a list of objects"),
         ("[]", "holds an empty list"),
         ('["yes", "no"]', "holds a list of str"),
         ("7", "holds int"),
