@@ -1,9 +1,11 @@
 """Augmentations of training images (data.augment), uint8 (3, H, W)."""
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 
 def augment(pixels: Tensor, name: str, rng: np.random.Generator) -> Tensor:
@@ -18,7 +20,20 @@ def augment(pixels: Tensor, name: str, rng: np.random.Generator) -> Tensor:
     with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
         seed = int(rng.integers(2**63))
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's too
-        return PHOTO_AUGMENTATIONS[name](pixels)
+        return photo_augmentation(name)(pixels)
+
+
+@functools.cache
+def photo_augmentation(name: str) -> Callable[[Tensor], Tensor]:
+    """Return an augmentation of torchvision.
+
+    Importing torchvision takes as long as importing torch, so only runs that need it pay for it.
+    """
+    from torchvision.transforms import v2
+
+    if name == "color":
+        return v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
+    return v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11)
 
 
 def random_ink(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -82,7 +97,4 @@ DRAWING_AUGMENTATIONS = {
     "strokes": random_strokes,
     "ink_strokes": ink_strokes,
 }
-PHOTO_AUGMENTATIONS = {
-    "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
-    "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
-}
+PHOTO_AUGMENTATIONS = ("color", "rand")

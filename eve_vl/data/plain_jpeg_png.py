@@ -1,16 +1,23 @@
 """Fast decoding of plain JPEG (simplejpeg) and plain PNG (torchvision)."""
 
 import contextlib
+import functools
+import importlib
 import math
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 
 import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_png
 
 from eve_vl.data.crops import Crop
 from eve_vl.data.pillow_decoding import raw_mode
+
+RGB_MODE = 3  # torchvision.io.ImageReadMode.RGB
+APPLY_EXIF = False
 
 
 def decode_plain(
@@ -28,9 +35,26 @@ def decode_plain(
             return _decode_jpeg(data, *image.size, crop, longest)
         if image.format == "PNG" and _is_plain_png(image):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            pixels = decode_png(encoded, mode=ImageReadMode.RGB)
+            pixels = _png_decoder()(encoded, RGB_MODE, APPLY_EXIF)
             return crop(pixels) if crop else pixels
     return None
+
+
+@functools.cache
+def _png_decoder() -> Callable[[Tensor, int, bool], Tensor]:
+    """Return torchvision's PNG decoder, if possible without importing torchvision.
+
+    Its import takes as long as that of torch, because its models import torch's compiler.
+    """
+    spec = find_spec("torchvision")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    library = Path(spec.submodule_search_locations[0]) / "image.so"
+    if library.is_file():
+        torch.ops.load_library(library)
+    else:
+        importlib.import_module("torchvision.io")
+    return torch.ops.image.decode_png
 
 
 def _is_plain_png(image: Image.Image) -> bool:

@@ -24,9 +24,7 @@ class Experts(nn.Module):
         self.fc2_weight = nn.Parameter(torch.empty(num_experts, embed_dim, ffn_dim))
         self.fc2_bias = nn.Parameter(torch.empty(num_experts, embed_dim))
 
-    # grouped_mm compiles for bfloat16 only, and sizes that follow from counts_E would not gain
-    @torch.compiler.disable
-    def forward(self, x_RD: Tensor, expert_R: Tensor, counts_E: Tensor) -> Tensor:  # pyright: ignore
+    def forward(self, x_RD: Tensor, expert_R: Tensor, counts_E: Tensor) -> Tensor:
         """Compute row i of (R, D) by expert expert_R[i]; sorted, counts_E rows each."""
         tile = row_tile(x_RD, len(counts_E))
         if tile == 1:

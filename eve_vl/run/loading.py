@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from eve_vl.builtin.names import is_name, name_of
 from eve_vl.config import Config, config_from_dict
@@ -51,6 +53,33 @@ class LoadedRun:
         return evaluator_of(self.task)
 
 
+RANDOM_FUNCTIONS = (
+    torch.Tensor.normal_,
+    torch.Tensor.uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.kaiming_normal_,
+    nn.init.kaiming_uniform_,
+)
+
+
+class WithoutRandomValues(TorchFunctionMode):
+    """A context in which RANDOM_FUNCTIONS leave their tensor as it is.
+
+    On the meta device there are no values, but drawing them would import torch's compiler (in torch
+    2.10), which takes as long as importing torch.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function of torch."""
+        options = kwargs or {}
+        if func in RANDOM_FUNCTIONS:
+            return args[0] if args else options["tensor"]
+        return func(*args, **options)
+
+
 def root_of(checkpoint_folder: Path) -> Path:
     """Return the run folder of a checkpoint; a folder of neither kind is one itself."""
     if checkpoint_folder.parent.name == checkpoint_folders.CHECKPOINTS:
@@ -70,7 +99,8 @@ def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
     step = checkpoint_files.verify(folder, to_resume=False)["step"]
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json", ends=config.model.reads_text_end)
-    with torch.device("meta"):  # random initial values would take longer than reading the file
+    # random initial values would take longer than reading the file
+    with torch.device("meta"), WithoutRandomValues():
         task = build_task(config, tokenizer, read_labels(folder, config))
     checkpoint_files.load_model(folder, task)
     return LoadedRun(

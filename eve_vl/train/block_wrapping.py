@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from eve_vl.config import TrainConfig
+from eve_vl.model.experts import Experts
 from eve_vl.utils.errors import UserError
 
 
@@ -41,8 +42,22 @@ def wrap_blocks(task: nn.Module, config: TrainConfig) -> None:
             f"train.compile needs a C++ compiler, and there is no {compiler}; "
             "install one, or leave it out"
         )
+    if config.compile:
+        _leave_out_experts(task)
     for block in blocks:
         block.forward = _training_forward(block, block.forward, config)
+
+
+def _leave_out_experts(task: nn.Module) -> None:
+    """Exclude the experts from compilation.
+
+    grouped_mm compiles for bfloat16 only, and sizes that follow from the counts would not gain. As
+    a decorator of their class, `disable` would import torch's compiler with every command, which
+    takes as long as torch itself.
+    """
+    for module in task.modules():
+        if isinstance(module, Experts):
+            module.forward = torch.compiler.disable(module.forward)  # pyright: ignore
 
 
 def _training_forward(

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eve_vl.train.shard import sharded_as
 from eve_vl.train.tensor_files import (
     SafetensorError,
     check_tensors,
@@ -143,7 +142,12 @@ def load_model(folder: Path, model: nn.Module) -> None:
             # a copy in aligned memory: products of unaligned matrices of a mapped file differ in
             # the last bit
             weight = tensor.to(expected[name].dtype, copy=True)
-        weights[name] = sharded_as(weight, expected[name])
+        if hasattr(expected[name], "to_local"):
+            # FSDP takes a third of torch's time to import, and only training has shards
+            from eve_vl.train.shard import sharded_as
+
+            weight = sharded_as(weight, expected[name])
+        weights[name] = weight
     model.load_state_dict(weights, assign=is_meta)
 
 

@@ -28,9 +28,9 @@ def test_one_process_reports_the_loss_and_keeps_its_traceback(tmp_path: Path, me
         raise RuntimeError(message)
     assert report.value.code == 1
     assert "run the same command again to resume" in str(report.value)
-    kept = (tmp_path / "lost_process.txt").read_text()
-    assert kept.startswith("Traceback")
-    assert message in kept
+    written = (tmp_path / "lost_process.txt").read_text()
+    assert written.startswith("Traceback")
+    assert message in written
 
     with pytest.raises(SystemExit) as silent, explain_lost_process(tmp_path):
         raise RuntimeError(message)
