@@ -28,7 +28,10 @@ class AdmissionMiddleware:
         token: str | None,
         open_paths: Iterable[str],
     ):
-        """body_seconds: that a refused client has to send its body. open_paths: need no token."""
+        """body_seconds: that a client has to send its body, and again after a refusal.
+
+        open_paths: need no token.
+        """
         self.app = app
         self.metrics = metrics
         self.body_seconds = body_seconds
@@ -45,7 +48,8 @@ class AdmissionMiddleware:
         status = 500
         # nothing is awaited of a client that waits for an answer before it sends a body
         is_whole = b"expect" in dict(scope["headers"])
-        deadline = asyncio.get_running_loop().time() + self.body_seconds
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self.body_seconds
 
         async def receive_and_watch() -> Message:
             nonlocal is_whole
@@ -53,13 +57,22 @@ class AdmissionMiddleware:
             is_whole = not message.get("more_body", False)
             return message
 
+        async def discard_body(deadline: float) -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    while not is_whole:
+                        await receive_and_watch()
+
         async def send_after_body(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    while not is_whole:  # to close before the end of a body would lose the answer
-                        await receive_and_watch()
+            await discard_body(deadline)
+            is_end = message["type"] == "http.response.body" and not message.get("more_body")
+            if is_end and not is_whole:
+                # the end closes the connection, and a client that still sends would lose the answer
+                await send({**message, "more_body": True})
+                await discard_body(clock() + self.body_seconds)
+                message = {"type": "http.response.body"}
             await send(message)
 
         refusal = self._refusal(scope)

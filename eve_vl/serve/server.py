@@ -77,7 +77,7 @@ def settings(app: FastAPI) -> uvicorn.Config:
         http="h11",  # it bounds the size of headers
         ws="none",
         limit_concurrency=MOST_CONNECTIONS,
-        timeout_graceful_shutdown=math.ceil(limits.body_seconds + limits.wait_seconds),
+        timeout_graceful_shutdown=math.ceil(2 * limits.body_seconds + limits.wait_seconds),
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -77,6 +77,34 @@ def test_refused_request_is_read_to_its_end():
     assert events == ["part"] * 5 + [401, "body"]
 
 
+def test_a_slow_client_is_answered_and_may_then_send_the_rest():
+    """The end of an answer closes the connection; a client that still sends would not see it."""
+    events: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("the request is refused")
+
+    async def ask() -> None:
+        is_answered = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await is_answered.wait()
+            events.append("part")
+            return {"type": "http.request", "body": b"a", "more_body": events.count("part") < 3}
+
+        async def send(message: Any) -> None:
+            events.append(message.get("status") or bool(message.get("more_body")))
+            if b"token" in message.get("body", b""):
+                is_answered.set()
+
+        metrics = Metrics(Reservations(Limits()))
+        admission = AdmissionMiddleware(app, metrics, 0.05, "token", ())
+        await admission({"type": "http", "path": "/", "headers": []}, receive, send)
+
+    asyncio.run(ask())
+    assert events == [401, True, "part", "part", "part", False]
+
+
 @pytest.mark.parametrize(
     ("message", "names", "expected"),
     [
