@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from eve_vl.data.split_overlap import SharedImage
     from eve_vl.data.tokenizer import Tokenizer
 
+GENERATED_SAMPLES = 1000  # rows; drawing all 100,000 of a split takes minutes
 GENERATED_SIZE = 64  # pixels of generated images; larger ones only take longer
 
 
@@ -40,6 +41,8 @@ class CheckArgs(JsonArgs, SourceArgs):
     vocabulary; a recipe or FILE.py:NAME."""
     init: Path | None = None
     """Run that a fine-tuning --recipe starts from; default: a recipe, which is printed."""
+    samples: int | None = None
+    """Number of rows to check, spread evenly over all; default: all, of generated data 1,000."""
     against: tuple[str, ...] = ()
     """Other splits: their rows that show a copy or a near-duplicate of an image of PATH are
     named."""
@@ -65,11 +68,21 @@ def run_data_check(args: CheckArgs) -> None:
         kind,
         must_be_usable=False,
     )
-    report = check_source(source, require=require, keeps_images=bool(other_splits))
+    report = check_source(
+        source,
+        require=require,
+        keeps_images=bool(other_splits),
+        num_samples=_num_samples(source, args.samples),
+    )
     print_line(*report_lines(report))
+    if report.rows < len(source):
+        print_line(
+            f"note: {report.rows:,} of {len(source):,} rows were checked; --samples N checks N"
+        )
     shared: dict[str, list[SharedImage]] = {}
     for name, other in zip(args.against, other_splits, strict=True):
-        other_images = check_source(other, keeps_images=True).images
+        num_samples = _num_samples(other, args.samples)
+        other_images = check_source(other, keeps_images=True, num_samples=num_samples).images
         shared[name] = shared_images(other_images, report.images)
         lines = overlap_lines(shared[name], len(other_images), args.path)
         print_line(*[f"{name}: {line}" for line in lines or ["shares no image"]])
@@ -86,6 +99,17 @@ def run_data_check(args: CheckArgs) -> None:
     has_copies = any(image.is_copy for images in shared.values() for image in images)
     if report.broken or has_copies:
         sys.exit(1)
+
+
+def _num_samples(source: "Source[Any]", num_samples: int | None) -> int | None:
+    """Return the number of rows to check, None for all. Raises UserError."""
+    from eve_vl.data.generated import is_generated
+
+    if num_samples is not None and num_samples < 1:
+        raise UserError(f"--samples {num_samples}: must be at least 1")
+    if num_samples is None and is_generated(source):
+        return GENERATED_SAMPLES
+    return num_samples
 
 
 def _checked_recipe(args: CheckArgs) -> Config | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, InputConfig, ModelConfig
+from eve_vl.config import Config, InputConfig, ModelConfig, flat, to_dict
 from eve_vl.data.row_dataset import RowDataset, eval_positions
 from eve_vl.run.loading import read_config, read_labels
 from eve_vl.run.start_folder import start_folder
@@ -81,7 +81,11 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
         checkpoint_files.read_model(folder), read_labels(folder, start)
     )
     result = transfer(
-        tensors, task, str(folder), config.init_allow_missing, start.input.text_length
+        tensors,
+        task,
+        str(folder),
+        config.init_allow_missing,
+        shape_flags=flags_of_shape(config, start),
     )
     sentences = [f"weights from {folder}"]
     if result.resized:
@@ -94,18 +98,31 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
     return result.new, "; ".join(sentences)
 
 
+def flags_of_shape(config: Config, start: Config) -> list[str]:
+    """Return the settings of model and input that differ, as the flags that make them equal."""
+    texts = []
+    start_values = flat({"model": to_dict(start.model), "input": to_dict(start.input)})
+    values = flat({"model": to_dict(config.model), "input": to_dict(config.input)})
+    for name, start_value in start_values.items():
+        if values.get(name) != start_value and name in values:
+            flag = name.replace("_", "-")
+            texts.append(f"--{flag} {start_value} as there (not {values[name]})")
+    return texts
+
+
 def transfer(
     tensors: Mapping[str, Tensor],
     task: Any,
     where: str,
     may_lack: Sequence[str] = (),
-    text_length: int | None = None,
+    *,
+    shape_flags: Sequence[str] = (),
 ) -> Transfer:
     """Copy the weights of another run that fit.
 
     The encoder must fit as a whole, after resizing, except for names that match may_lack. where:
-    the source of `tensors` in messages. text_length: of the source run. Raises UserError, also for
-    a pattern without a match.
+    the source of `tensors` in messages. shape_flags: see `flags_of_shape`. Raises UserError,
+    also for a pattern without a match.
     """
     targets = task.state_dict()
     tensors, resized = _with_resized_encoder(tensors, task)
@@ -123,8 +140,10 @@ def transfer(
     misfits = encoder_names - fitting.keys() - may_differ
     if misfits:
         problem = _misfit_text(misfits, targets, tensors)
-        fix = f"give the run's --input.text-length {text_length}, or name what may start at random"
-        raise UserError(f"{where}: {problem}, {fix}: --init-allow-missing")
+        fix = "name what may start at random: --init-allow-missing"
+        if shape_flags:
+            fix = f"give {', '.join(shape_flags)}"
+        raise UserError(f"{where}: {problem}; {fix}")
 
     with torch.no_grad():
         for name, tensor in fitting.items():
@@ -162,10 +181,7 @@ def _misfit_text(
         count = f"{len(misfits)} tensors differ, the first {name}"
     else:
         count = f"1 tensor differs, {name}"
-    return (
-        f"its encoder does not fit this model: {count}: {here}, {there}; "
-        "leave out the flags that change shapes"
-    )
+    return f"its encoder does not fit this model: {count}: {here}, {there}"
 
 
 def model_parts(names: Iterable[str]) -> str:

@@ -82,12 +82,14 @@ def pluralize(count: float, singular: str, plural: str = "") -> str:
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Yield the items and show progress.
 
-    A terminal shows a bar after SOON seconds, other outputs a line every PATIENCE seconds.
+    A terminal shows a bar after SOON seconds, other outputs a line every PATIENCE seconds, with the
+    time left if the total is known.
     """
     iterator = iter(items)
     label = printable(label)
     has_bar = CONSOLE.is_terminal and is_main()
-    last_output = time.monotonic()
+    start = time.monotonic()
+    last_output = start
     for num_done, item in enumerate(iterator):
         seconds = time.monotonic() - last_output
         if has_bar and seconds > SOON:
@@ -98,9 +100,17 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
             return
         if seconds > PATIENCE:
             last_output = time.monotonic()
-            suffix = f" of {total:,}" if total else ""
+            suffix = ""
+            if total:
+                seconds_left = (last_output - start) / max(num_done, 1) * (total - num_done)
+                suffix = f" of {total:,}, about {_duration(seconds_left)} left"
             print_line(f"{label}: {num_done:,}{suffix}")
         yield item
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in whole seconds or minutes."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ FLAGS = {
     """,
     ServeArgs: SERVE,
     WriteArgs: "--rows --seed",
-    CheckArgs: f"{SOURCE} --json --kind --recipe --init --against",
+    CheckArgs: f"{SOURCE} --json --kind --recipe --init --samples --against",
     AnswersArgs: f"{SOURCE} --out",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--json --init",

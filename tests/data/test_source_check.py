@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eve_vl.cli import data_check
 from eve_vl.data.check_lines import report_lines
 from eve_vl.data.image_refs import ImagePixels
 from eve_vl.data.kinds.captions import ImageText
@@ -307,3 +308,28 @@ def test_a_table_among_images_is_noted(eve, table):
     assert note in check(eve, table.parent)[1]
     table.with_name("a.txt").write_text("a caption")
     assert "note: " not in check(eve, table.parent)[1]
+
+
+def test_sample_of_rows_is_spread_evenly():
+    read: list[int] = []
+
+    class WatchedSource(ListSource):
+        def __getitem__(self, index: int):
+            read.append(index)
+            return super().__getitem__(index)
+
+    image = ImagePixels(pixels=np.zeros((4, 4, 3), np.uint8))
+    rows = [ImageText(image=image, captions=("one",), where=f"row {row}") for row in range(10)]
+    report = check_source(WatchedSource(rows), num_workers=0, num_samples=4)
+    assert read == [0, 2, 5, 7]
+    assert report.rows == 4
+
+
+def test_generated_data_are_checked_by_a_sample(eve, monkeypatch):
+    monkeypatch.setattr(data_check, "GENERATED_SAMPLES", 20)
+    _, output = check(eve, "phantoms:train")
+    assert "note: 20 of 100,000 rows were checked; --samples N checks N" in output
+    _, output = check(eve, "phantoms:val", "--samples", 3)
+    assert "note: 3 of" in output
+    status, output = check(eve, "phantoms:val", "--samples", 0)
+    assert (status, output) == (2, "eve: --samples 0: must be at least 1\n")

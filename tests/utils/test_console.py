@@ -99,7 +99,7 @@ def test_closed_terminal_does_not_stop_a_run(monkeypatch):
     console.print_line("hello")
 
 
-@pytest.mark.parametrize(("total", "tail"), [(6, " of 6"), (None, "")])
+@pytest.mark.parametrize(("total", "tail"), [(6, " of 6, about 12 s left"), (None, "")])
 def test_slow_loop_prints_its_progress(monkeypatch, capsys, total, tail):
     """Each item takes 4 seconds of a made-up clock."""
     clock = [0.0]
