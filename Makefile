@@ -7,13 +7,22 @@ BROWSER := $(shell for name in chromium chromium-browser google-chrome; do comma
 # Compiled tests and modules are kept, whatever the environment says: each worker compiles 60,000 lines otherwise.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test suite docs lint format clean
+# Python files that differ from main, also uncommitted ones; of eve_vl/x/y.py, tests/x/test_y*.py is run.
+CHANGED := { git diff --name-only --diff-filter=d $$(git merge-base HEAD origin/main 2>/dev/null || echo HEAD); git ls-files --others --exclude-standard; }
+
+.PHONY: demo test quick suite docs lint format clean
 
 demo: .venv/.core       ## pre-train, fine-tune and evaluate on built-in data, write a report
 	$(BIN)/eve demo
 
 test: .venv/.dev        ## lint, types and the test suite, in parallel
 	$(MAKE) --jobs=2 lint suite
+
+quick: .venv/.dev       ## ruff, and the tests of changed files: about a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	tests=$$($(CHANGED) | sed -nE -e 's,^eve_vl/(.*/)?([^/]+)\.py$$,tests/\1test_\2*.py,p' -e 's,^(tests/.*test_[^/]+\.py)$$,\1,p' | sort -u); \
+	$(BIN)/python -m pytest -q $$(ls $$tests tests/test_architecture.py tests/test_plain_code.py tests/test_language.py 2>/dev/null | sort -u)
 
 # By file, because fixtures are shared within a file; in order of names, which ends with short files. By their number of tests,
 # slow files with a single test would come last, and one worker would wait for the other.

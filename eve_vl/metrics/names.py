@@ -22,6 +22,14 @@ BASES = {
 }
 ENDINGS = {  # others say what they are
     "_itc_only": "by contrast only",
+    "_wrong_image": "with the image of another row",
+    "_wrong_caption": "with the caption of another row",
+    "_noise": "with noise instead of the image",
+    "_blind": "by the most frequent answer to the same question",
+    "_words": "by a guess from the words of the question",
+    "_unigram": "by the most frequent token",
+    "_mean_baseline": "by the mean of the visible patches around",
+    "_image_mean": "by the mean of the image",
     "_merged": "equal captions as one",
     "_hard": "among false captions that differ in one place",
     "_1k": "mean of five folds",

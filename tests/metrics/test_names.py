@@ -15,7 +15,19 @@ from eve_vl.metrics.names import meaning
         ("precision_ir5", "find the image, first 5 of the right class"),
         ("precision_tr", "find the caption, right class"),
         ("vqa_acc/yes", "questions answered right, yes"),
+        (
+            "mim_mse_wrong_caption",
+            "squared error of masked pixels, with the caption of another row",
+        ),
+        ("mlm_acc_wrong_image", "masked tokens guessed right, with the image of another row"),
+        ("mlm_acc_unigram", "masked tokens guessed right, by the most frequent token"),
+        (
+            "vqa_acc_blind",
+            "questions answered right, by the most frequent answer to the same question",
+        ),
+        ("vqa_acc_words", "questions answered right, by a guess from the words of the question"),
         ("of_my_own", ""),
+        ("of_my_own_wrong_image", ""),
     ],
 )
 def test_metrics_are_explained_in_words(name: str, words: str):

@@ -109,8 +109,8 @@ class RetrievalEvaluator(Evaluator[Retrieval]):
             **counts_and_chance(gallery),
             **gallery_metrics.merged_recalls(gallery),
             **gallery_metrics.class_precisions(gallery),
-            **tag_numbers,
             **gallery_metrics.hard_caption_accuracy(self.task, gallery, num_reranked),
+            **tag_numbers,
         }
 
         queries = (gallery.names, gallery.relevance, result.ranks_I, result.ranks_T)

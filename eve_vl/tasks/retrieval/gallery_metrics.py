@@ -14,6 +14,7 @@ from eve_vl.metrics import intervals
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.matches import Relevance
 from eve_vl.metrics.ranks import best_ranks
+from eve_vl.tasks.baseline import FEW
 from eve_vl.tasks.retrieval.gallery import Gallery
 from eve_vl.tasks.retrieval.reranking import pair_numbers, score_pair_numbers
 from eve_vl.tasks.retrieval.task import Retrieval
@@ -98,10 +99,10 @@ def _precisions(way: str, queries: LabeledSide, candidates: LabeledSide) -> dict
 def tag_precision(gallery: Gallery) -> tuple[dict[str, float], dict[str, float]]:
     """Return tag_p5 with its chance, and the share of each tag.
 
-    tag_p5 is the share of the first five hits of a tag that have it. By contrast only; empty
-    without tags (`common_tags`).
+    tag_p5 is the share of the first five hits of a tag that have it. By contrast only; empty with
+    less than FEW tags (`common_tags`), which decide nothing.
     """
-    if not gallery.tags:
+    if len(gallery.tags) < FEW:
         return {}, {}
     num_tags = len(gallery.tags)
     has_tag_IL = torch.zeros(len(gallery.image_Id), num_tags, dtype=torch.bool)
