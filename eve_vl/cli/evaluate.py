@@ -218,7 +218,7 @@ def _refuse_builtin_run(path: Path, args: EvaluateArgs) -> None:
     """Raise UserError for a run of the package, whose own data are not there."""
     if not is_name(path):
         return
-    advice = "name other data with --data PATH"
+    advice = "name other data with --data PATH, or generated scenes with --data scenes:test"
     if len(args.runs) > 1:
         advice += ", or rows that another of the runs kept back with --data held-out-test"
     raise UserError(f"{path}: the package does not contain the run's own data; {advice}")

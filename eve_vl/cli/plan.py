@@ -58,9 +58,12 @@ def run_plan(argv: Sequence[str]) -> None:
 
     layouts = plan(args.config, args.gpus, args.per_machine, args.memory * 2**30)
     columns = [Column(layout.name, justify="right", max_width=12) for layout in layouts]
-    table = Table("GiB of memory per GPU", *columns)
-    for row in layouts[0].cells():
-        table.add_row(row, *(layout.cells()[row] for layout in layouts))
+    largest = max(sum(layout.memory.values()) for layout in layouts)
+    unit = "GiB" if largest >= 2**30 else "MiB"
+    cells = [layout.cells(2**30 if unit == "GiB" else 2**20) for layout in layouts]
+    table = Table(f"{unit} of memory per GPU", *columns)
+    for row in cells[0]:
+        table.add_row(row, *(cells_of_layout[row] for cells_of_layout in cells))
     Console(emoji=False).print(table)
     print_line(
         "replicate: each GPU holds all weights; shard: the GPUs of a machine share them; "

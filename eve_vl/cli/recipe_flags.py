@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from eve_vl.cli.help_lists import HELP
+from eve_vl.cli.help_lists import HELP, asks_for_help
 from eve_vl.cli.parsing import parse
 from eve_vl.config import Config, flat, to_dict
 from eve_vl.recipes import get_recipe
@@ -60,7 +60,8 @@ def parse_with_recipe(
     if init is None:  # there is no run whose layers could be compared
         recipe = replace(recipe, init=None, train=replace(recipe.train, head_lr_multiplier=1.0))
     default = cls(config=recipe)  # pyright: ignore[reportCallIssue]
-    args = parse(cls, words, f"eve {verb} {name}", description, default=default)
+    shown_name = "RECIPE" if asks_for_help(argv) and name not in argv else name
+    args = parse(cls, words, f"eve {verb} {shown_name}", description, default=default)
     refuse_unused(args.config, recipe)  # pyright: ignore[reportAttributeAccessIssue]
     return RecipeWords(name, recipe, args)
 

@@ -53,12 +53,12 @@ class Choice:
         replicates."""
         return not self.fits, self.recomputes, self.accumulation, self.layout.shards
 
-    def cells(self) -> dict[str, str]:
-        """Return the lines of a table: GiB by kind, GB by sender."""
+    def cells(self, unit: float) -> dict[str, str]:
+        """Return the lines of a table: memory by kind, in the unit given, GB by sender."""
         memory = {**self.memory, "total": sum(self.memory.values())}
         cells = {"micro-batches × rows": f"{self.accumulation} × {self.rows}"}
         for kind, size in memory.items():
-            cells[kind] = f"{size / 2**30:,.2f}"
+            cells[kind] = f"{size / unit:,.2f}"
         cells["fits"] = "yes" if self.fits else "no"
         for sender, size in self.sent.items():
             if size:

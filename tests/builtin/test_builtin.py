@@ -189,7 +189,7 @@ def test_unknown_names(eve):
     line = complaint(eve("inspect", "builtin:drawing"))
     assert "no run 'builtin:drawing'; did you mean 'builtin:drawings'?" in line
     line = complaint(eve("evaluate", "retrieval", "builtin:drawings"))
-    assert "name other data with --data" in line
+    assert "name other data with --data PATH, or generated scenes with --data scenes:test" in line
     line = complaint(eve("features", "drawings", "--texts", "home"))
     assert "drawings: no such run folder; did you mean 'builtin:drawings'?" in line
 

@@ -120,7 +120,7 @@ def test_the_verb_prints_a_table_and_a_command(tmp_path: Path, capsys):
     printed = capsys.readouterr().out
     launch = f"{TORCHRUN} -m eve_vl pretrain tiny"
     assert f"{launch} --train.batch-size 8" in " ".join(printed.split())
-    for kind in ("GiB of memory per GPU", "activations", "GB sent by a machine"):
+    for kind in ("MiB of memory per GPU", "activations", "GB sent by a machine"):
         assert kind in printed
     layouts = json.loads((tmp_path / "plan.json").read_text())["layouts"]
     assert len(layouts) == 4
@@ -165,3 +165,8 @@ def test_own_tasks_cannot_be_planned(monkeypatch):
     monkeypatch.setattr("eve_vl.tasks.masked_signal.task.MaskedSignal.__module__", "own")
     with pytest.raises(UserError, match="tiny: only tasks of this package"):
         plan(get_recipe("tiny"), 1, 8, 1)
+
+
+def test_help_names_no_recipe_that_nobody_asked_for(eve):
+    assert eve("help", "plan").stdout.startswith("usage: eve plan RECIPE ")
+    assert eve("plan", "tiny", "--help").stdout.startswith("usage: eve plan tiny ")
