@@ -95,6 +95,9 @@ def _choose(plan: Plan, question: str, best: str, candidates: Mapping[str, Stage
         by_row = [f"{difference_text(gain)} over {name}" for name, gain in gains.items()]
         details += f"; row by row {'; '.join(by_row)}"
     line = f"{question}: {best} ({details})"
+    tied = [name for name, gain in gains.items() if may_be_chance(gain)]
+    if tied:
+        line += f"; too close to {' and '.join(tied)} to tell which is better: the score decided"
     if skipped:
         line += f"; no time for {', '.join(skipped)}"
     plan.decisions.choices[question] = Choice(best, gains)

@@ -98,7 +98,9 @@ def _check_time(plan: Plan, costs: Costs) -> str:
     num_steps = int(max(0.0, seconds - spent - reserve) / costs.step)
     if num_steps >= enough:
         return ""
-    minutes = math.ceil((spent + reserve + enough * costs.step) / 60)
+    least_minutes, minutes = (
+        math.ceil((spent + reserve + steps * costs.step) / 60) for steps in (least, enough)
+    )
     times = (
         f"{costs.step:.2g} s each, {spent:.0f} s of checks, {reserve:.0f} s for evaluation and "
         "index"
@@ -108,6 +110,6 @@ def _check_time(plan: Plan, costs: Costs) -> str:
         return f"note: {problem}, which teach little; --for {minutes}m is enough for {enough}"
     plan.forget_time()
     raise UserError(
-        f"{problem}, and at least {least} are needed; give --for {minutes}m, which is enough for "
-        f"{enough}"
+        f"{problem}, and at least {least} are needed; give at least --for {least_minutes}m "
+        f"({minutes}m is enough for {enough} steps)"
     )

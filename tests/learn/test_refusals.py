@@ -40,7 +40,7 @@ def test_too_little_data_or_time_is_refused(refusal, table):
     assert "1 distinct caption for 60 images" in refusal(same)
     line = refusal(rows, "--for", "5s")
     assert "--for 5s: is enough for 2 training steps (1 s each, 0 s of checks, 2 s for" in line
-    assert "at least 6 are needed; give --for 1m, which is enough for 20" in line
+    assert "at least 6 are needed; give at least --for 1m (1m is enough for 20 steps)" in line
     assert "--for soon is no time" in refusal(rows, "--for", "soon")
 
 

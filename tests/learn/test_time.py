@@ -152,6 +152,15 @@ def test_a_final_run_that_other_work_slows_ends_in_time(simulated, final_loads):
     assert simulation.plan.decisions.lines[-1].startswith(text)
 
 
+def test_pilots_that_differ_by_chance_are_named(simulated):
+    lines = simulated(240.0, 1.0, 1.0).plan.decisions.lines
+    captions = next(line for line in lines if line.startswith("captions: bundled ("))
+    sentence = "too close to bundled_words to tell which is better: the score decided"
+    assert sentence in captions
+    start = next(line for line in lines if line.startswith("start: bundled ("))
+    assert "too close" not in start  # +0.350 (+0.066 to +0.570)
+
+
 def test_a_longer_time_adds_a_final_run(simulated):
     plan = simulated(360.0, 1.0, 1.0).plan
     runs = plan.stages["final"].runs
