@@ -22,6 +22,7 @@ from eve_vl.learn.decisions import DataFacts
 from eve_vl.learn.plan import Plan, Request
 from eve_vl.recipes import get_recipe
 from eve_vl.run.bench import StepSeconds
+from eve_vl.train import processes
 
 BUNDLED = settings.BUNDLED
 START = 6.0  # seconds until the data are read
@@ -150,6 +151,12 @@ def test_a_final_run_that_other_work_slows_ends_in_time(simulated, final_loads):
     assert final.steps < final.planned_steps
     text = f"final: ended after {final.steps:,} of {final.planned_steps:,} steps"
     assert simulation.plan.decisions.lines[-1].startswith(text)
+
+
+def test_processes_take_the_time_of_the_main_one(simulated, monkeypatch):
+    plan = simulated(240.0, 1.0, 1.0).plan
+    monkeypatch.setattr(processes, "from_main", lambda _: 1234.0)
+    assert plan.elapsed() == 1234.0
 
 
 def test_pilots_that_differ_by_chance_are_named(simulated):
