@@ -38,7 +38,7 @@ NAMES = {
     "stall": r"[Tt]imeout",
     "mute": r"[Tt]imeout",
     "trickle": r"[Tt]imeout",
-    "cut": r"not completed|not enough data|bytes came instead",
+    "cut": r"payload is not completed",
     "long_length": r"not completed|[Nn]ot enough data|changed since|/20480 came instead of bytes",
     "short_length": r"no valid HTTP|bytes came instead|neither a member|changed since",
     "other_range": r"came instead of bytes",

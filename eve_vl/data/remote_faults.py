@@ -85,8 +85,10 @@ def lasting_problem(error: BaseException, num_tries: int) -> str | None:
 
 
 def _is_no_http(error: BaseException) -> bool:
+    """Return whether aiohttp could not parse an answer; a cut body is another error."""
     cause = error.__cause__
-    return cause is not None and _has_class(cause, ("HttpProcessingError",))
+    is_parser_error = cause is not None and _has_class(cause, ("HttpProcessingError",))
+    return is_parser_error and _has_class(error, ("ClientResponseError",))
 
 
 def _s3_answer(error: BaseException) -> dict[str, Any]:

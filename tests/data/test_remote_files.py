@@ -135,7 +135,8 @@ def test_passing_faults_change_nothing(store):
     ("faults", "problem"),
     [
         (["503"] * 99, r"4 tries failed \(.*Service Unavailable.*\); check address and network"),
-        (["cut"] * 99, r"4 tries failed \(.*\); check address and network, then resume"),
+        (["cut"] * 99, r"4 tries failed \(Response payload is not completed.*\); check address"),
+        (["garbage"] * 99, r"4 tries failed \(its answer is no valid HTTP: .*\); check address"),
         (
             ["whole"] * 99,
             r"the server does not support byte ranges \([\d,]+ bytes came instead of [\d,]+\);"
