@@ -14,12 +14,15 @@ import flips
 import fuzz_serve
 import kills
 import mutants
+import mutated_weights
 import remote_faults
 from eve_vl.utils.errors import UserError
 from helpers.campaign_console import campaign_parser, empty_folder
 
 
-@pytest.mark.parametrize("script", [campaign, flips, fuzz_serve, kills, mutants, remote_faults])
+@pytest.mark.parametrize(
+    "script", [campaign, flips, fuzz_serve, kills, mutants, mutated_weights, remote_faults]
+)
 def test_each_script_lists_its_flags(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["script", "--help"])
     with pytest.raises(SystemExit) as stopped:

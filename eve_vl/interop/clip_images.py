@@ -16,6 +16,7 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import read_json, require_type
 
 SIGLIP_MEAN_AND_STD = (0.5, 0.5, 0.5)
+DEFAULT_SIDE = 224  # pixels, in transformers
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 PROCESSORS = re.compile(r"(CLIP|Siglip)(ImageProcessor(Fast|Pil)?|FeatureExtractor)")
 READ_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
@@ -77,8 +78,12 @@ def _processor(folder: Path) -> tuple[Path, dict[str, Any]]:
         processor = read_section(path, read_json(path, dict), "image_processor")
     if not processor:
         path = folder / "preprocessor_config.json"
-        if path.is_file():
-            processor = read_json(path, dict)
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; save the model's image processor, which says how it scales "
+                "pixels, next to the weights"
+            )
+        processor = read_json(path, dict)
     return path, {name: value for name, value in processor.items() if value is not None}
 
 
@@ -88,10 +93,10 @@ def _form_of_resizing(
     """Return whether images are squashed or cropped. Raises UserError for anything else."""
     resizes = read_value(path, processor, "do_resize", bool, True)
     crops = read_value(path, processor, "do_center_crop", bool, is_clip)
-    default_side = 224 if processor else image_size
-    square = {"height": default_side, "width": default_side}
-    size = processor.get("size", {"shortest_edge": default_side} if is_clip else square)
-    crop_size = processor.get("crop_size", default_side)
+    default_square = {"height": DEFAULT_SIDE, "width": DEFAULT_SIDE}
+    default_size = {"shortest_edge": DEFAULT_SIDE} if is_clip else default_square
+    size = processor.get("size", default_size)
+    crop_size = processor.get("crop_size", DEFAULT_SIDE)
     resample = processor.get("resample", 3)
 
     if isinstance(size, int):
