@@ -9,6 +9,7 @@ from eve_vl.data import fingerprint
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.source_names import explain_missing
 from eve_vl.data.splits import Splits
+from eve_vl.run.equal_processes import require_equal_data
 from eve_vl.run.loading import read_config
 from eve_vl.tasks.task import task_class
 from eve_vl.train import checkpoint_files, checkpoint_folders, processes
@@ -125,13 +126,16 @@ def check_data(
     """Return the fingerprint of all sources, and a sentence if they have changed.
 
     checkpoints: the newest has the fingerprint to compare with. Raises UserError for a change that
-    is not accepted.
+    is not accepted, or if processes read different rows.
     """
     names = [f"training data {name}" for name in splits.train_names]
     names += [f"{fingerprint.VALIDATION} {name}" for name in splits.val_names]
     sources = [*splits.train, *splits.val]
-    prints = processes.from_main(lambda: fingerprint.of_sources(zip(names, sources, strict=True)))
-    now: dict[str, Any] = {"version": fingerprint.VERSION} | prints
+    prints_of_processes = processes.from_each(
+        lambda: fingerprint.of_sources(zip(names, sources, strict=True))
+    )
+    require_equal_data(prints_of_processes)
+    now: dict[str, Any] = {"version": fingerprint.VERSION} | prints_of_processes[0]
     before = fingerprint.read(checkpoints[-1]) if checkpoints else {}
     difference = fingerprint.difference(before, now) if before else ""
     if not difference:

@@ -20,6 +20,7 @@ from eve_vl.data.row_dataset import RowDataset
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.intervals import to_json
 from eve_vl.run.absolute_paths import with_absolute_paths
+from eve_vl.run.equal_processes import require_equal_flags
 from eve_vl.run.leaks import validation_leaks
 from eve_vl.run.loading import build_task, read_labels
 from eve_vl.run.resume_checks import (
@@ -66,6 +67,7 @@ def train(
     config = with_init_tokenizer(with_absolute_paths(config))
     device = pick_device(config.train.device)
     has_joined = processes.setup(device)  # else the caller has, for several trainings
+    require_equal_flags(config)
     set_threads(config.train.threads)
     is_first = is_main()
     with locked(config.out), explain_lost_process(config.out):

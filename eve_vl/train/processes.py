@@ -159,6 +159,26 @@ def from_main(make: Callable[[], T]) -> T:
     return value
 
 
+def from_each(make: Callable[[], T]) -> list[T]:
+    """Return what every process makes, in order of rank, on every process.
+
+    A UserError of one is raised in all.
+    """
+    if world_size() == 1:
+        return [make()]
+    value = problem = None
+    try:
+        value = make()
+    except UserError as error:
+        problem = str(error)
+    values = []
+    for value_of_one, problem_of_one in gather_objects((value, problem)):
+        if problem_of_one is not None:
+            raise SharedError(problem_of_one)
+        values.append(value_of_one)
+    return values
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
