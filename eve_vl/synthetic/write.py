@@ -15,6 +15,7 @@ from PIL import Image
 from eve_vl.config.generated_sources import generator_names
 from eve_vl.data.generated import find_generator
 from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.file_io import atomic_folder
 
 IMAGE_SIZE = 64
 TableRow = dict[str, Any]
@@ -83,7 +84,8 @@ def write(generator: str, layout: str, folder: Path, *, num_rows: int = 200, see
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; name a new or an empty folder")
 
-    output = OutputFolder(folder, num_rows, seed)
-    data.layouts[layout](output)
-    if data.marker:
-        output.write_text(data.marker, f"{data.disclaimer}\n")
+    with atomic_folder(folder) as temporary:  # half of a data set would look like one
+        output = OutputFolder(temporary, num_rows, seed)
+        data.layouts[layout](output)
+        if data.marker:
+            output.write_text(data.marker, f"{data.disclaimer}\n")

@@ -207,13 +207,20 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def _temporary_path(path: Path) -> Iterator[Path]:
     """Yield a path in a new hidden folder next to `path`.
 
-    No other writer uses it, and no other user may enter it.
+    No other writer uses it, and no other user may enter it. An OSError about no file, as of a full
+    disk, gets the name of `path`.
     """
     _clean_up(path.parent)
     with TemporaryDirectory(
         ".tmp", f".{path.name}.eve-", path.parent, ignore_cleanup_errors=True
     ) as folder:
-        yield Path(folder, "new")  # not the same name: a folder that holds `best` counts as a run
+        try:
+            # not the same name: a folder that holds `best` counts as a run
+            yield Path(folder, "new")
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(path)
+            raise
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Atomic files and folders: crashes between any two steps, readers meanwhile, a full disk."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -79,6 +80,12 @@ def test_folders_replaced_by_several_threads_are_whole(tmp_path: Path):
         assert list(pool.map(lambda text: replace(folder, text), "bcd" * 8)) == [None] * 24
     assert sorted(content(folder)) == ["a", (folder / "a").read_text()]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_full_disk_is_an_error_about_the_file_to_write(tmp_path: Path):
+    with pytest.raises(OSError, match="No space left") as full, atomic_file(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert full.value.filename == str(tmp_path / "file")
 
 
 def test_next_writer_deletes_old_temporary_folders(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Phantoms written in medical layouts, and read again."""
 
+import errno
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.synthetic.disclaimers import source_note
-from eve_vl.synthetic.write import write
+from eve_vl.synthetic.write import OutputFolder, write
 from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
 from eve_vl.systems.medical.phantoms.layouts import FIVE, LAYOUTS
 from eve_vl.systems.medical.phantoms.rows import PhantomPairs, PhantomQuestions
@@ -27,6 +28,17 @@ def assert_shows(row: Any, phantom_row: Any) -> None:
     with Image.open(row.image.path) as image:
         pixels = np.asarray(image.convert("L"), dtype=float)
     assert np.abs(pixels - phantom_row.image.pixels[:, :, 0]).mean() < 3
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_an_interrupted_data_set_is_not_left_half_written(tmp_path: Path, monkeypatch, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(OutputFolder, "write_csv", fail)
+    with pytest.raises(type(error)):
+        write("phantoms", "roco", tmp_path / "roco", num_rows=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_captions_of_roco(tmp_path: Path):
