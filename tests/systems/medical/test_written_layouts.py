@@ -35,7 +35,7 @@ def test_an_interrupted_data_set_is_not_left_half_written(tmp_path: Path, monkey
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(OutputFolder, "write_csv", fail)
+    monkeypatch.setattr(OutputFolder, "write_text", fail)
     with pytest.raises(type(error)):
         write("phantoms", "roco", tmp_path / "roco", num_rows=2)
     assert list(tmp_path.iterdir()) == []
