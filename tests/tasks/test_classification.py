@@ -117,11 +117,28 @@ def test_unknown_labels_are_counted_and_reported():
     numbers = evaluator.metrics(predictions)
     assert (numbers["num_rows"], numbers["num_unknown"]) == (3, 1)
     assert evaluator.warnings(numbers) == [
-        "of 3 rows, 1 have no label that the run knows (classes.json): always wrong"
+        "the rows have 2 of the run's 3 labels: balanced_acc says nothing about the others",
+        "of 3 rows, 1 have no label that the run knows (classes.json): always wrong",
     ]
     without_unknown = evaluator.metrics(predictions[:1])
     assert "num_unknown" not in without_unknown
-    assert evaluator.warnings(without_unknown) == []
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_rows_that_lack_a_rare_label_are_reported(several):
+    """All of them right: the main metric is 1, whatever the run does with the rare label."""
+    evaluator = evaluator_of(build(config_of(multilabel=several)))
+    frequent = []
+    for row, name in enumerate(CLASSES[:2]):
+        frequent.append(prediction(row, np.eye(3)[row].tolist(), (name,)))
+    numbers = evaluator.metrics(frequent)
+    assert numbers[evaluator.main_metric or ""] == 1
+    assert evaluator.warnings(numbers) == [
+        f"the rows have 2 of the run's 3 labels: {evaluator.main_metric} says nothing about the "
+        "others"
+    ]
+    rare = prediction(2, [0.0, 0.0, 1.0], (CLASSES[2],))
+    assert evaluator.warnings(evaluator.metrics([*frequent, rare])) == []
 
 
 @pytest.mark.parametrize(

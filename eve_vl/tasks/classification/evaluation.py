@@ -119,8 +119,15 @@ class ClassificationEvaluator(ClassifierEvaluator[Classification]):
         return line
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
-        """Add a sentence about labels that the run does not know."""
+        """Add sentences about labels that the rows lack, and labels that the run does not know."""
         sentences = super().warnings(numbers)
+        num_labels = len(self.task.sizes.labels)
+        num_present = int(numbers.get("num_classes", num_labels))
+        if num_present < num_labels:
+            sentences.append(
+                f"the rows have {num_present} of the run's {num_labels} labels: "
+                f"{self.main_metric} says nothing about the others"
+            )
         num_unknown = numbers.get("num_unknown")
         if num_unknown:
             sentences.append(
