@@ -12,7 +12,7 @@ from eve_vl.search.fusion import DEPTH, Ranked
 from eve_vl.search.query import Query
 from eve_vl.search.query_vectors import Target
 from eve_vl.search.search_options import SearchOptions
-from eve_vl.search.word_search import matched_terms
+from eve_vl.search.word_search import content_terms, matched_terms
 from eve_vl.search.word_tables import IMAGE_WORDS, TEXT_WORDS
 from eve_vl.utils.frozen import Frozen
 
@@ -226,7 +226,7 @@ def _reasons(
     words: dict[int, tuple[str, ...]] = dict.fromkeys(slots, ())
     if options.by != "vectors" and query.terms:
         words = matched_terms(database, table, query, slots)
-    num_letters = sum(len(term) for term, _ in query.terms)
+    num_letters = sum(len(term) for term, _ in content_terms(query))
     has_vector = target.vector_d is not None
     fits_K = hit_fits(database, backgrounds, ranked, target)
 

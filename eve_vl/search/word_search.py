@@ -72,10 +72,16 @@ def match_words(
     return _ranked(tier_N, score_N)
 
 
+def content_terms(query: Query) -> list[tuple[str, float]]:
+    """Return the words and phrases to look up with their weights: without stop words, if others
+    remain."""
+    terms = [term for term in query.terms if term[0].lower() not in STOP_WORDS]
+    return terms or list(query.terms)
+
+
 def _expressions_of_tiers(table: str, query: Query) -> dict[int, list[Expression]]:
     """Return the FTS5 expressions of each tier."""
-    terms = [term for term in query.terms if term[0].lower() not in STOP_WORDS] or query.terms
-    phrases = [Expression(quoted(text), weight) for text, weight in terms]
+    phrases = [Expression(quoted(text), weight) for text, weight in content_terms(query)]
     if not phrases:
         return {}
     all_phrases = " AND ".join(phrase.match for phrase in phrases)
@@ -188,7 +194,7 @@ def matched_terms(
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         db.execute(f"CREATE VIRTUAL TABLE words USING fts5 (text, {TOKENIZER})")
         db.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", rows)
-        for term, _ in query.terms:
+        for term, _ in content_terms(query):
             select = "SELECT rowid FROM words WHERE words MATCH ?"
             for (slot,) in db.execute(select, [quoted(term)]):
                 terms[slot] += (term,)

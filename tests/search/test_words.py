@@ -104,6 +104,8 @@ def test_each_hit_says_why_it_was_found(index):
     assert hits["hot_dog"].words == ("hot", "dog")
     assert hits["hotel"].words == ("hot",)
     assert hits["cat"].words == ()
+    words_of_hits = [hit.words for hit in index.search("a zebra on the plate", rerank=0)]
+    assert set(words_of_hits) == {("plate",), ()}, "stop words are no reason"
     reasons = {
         (True, True): ("both", "words: {} · similar"),
         (True, False): ("words", "words: {}"),
