@@ -50,7 +50,7 @@ def test_evaluate_prints_each_number_with_its_interval(run_folder: Path, eve):
         assert rest.endswith("too few to tell") == (number.groups < 30)
         assert line.index(interval) == 39  # a column
     assert "   masked tokens guessed right" in line_of_name["mlm_acc"]
-    assert "guessed" not in line_of_name["mlm_acc_wrong_image"]
+    assert "with the image of another row" in line_of_name["mlm_acc_wrong_image"]
     comparison = evaluator_of(load_run(run_folder).task).comparison(numbers)
     assert lines[-1] == f"comparison: {comparison}"
     assert "note: " not in done.stdout  # held-out rows were not trained on
