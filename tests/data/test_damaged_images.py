@@ -151,7 +151,7 @@ def test_an_uploaded_png_is_not_inflated_beyond_its_pixels(monkeypatch):
     """A PNG may hold gigabytes behind its last row, which libpng inflates."""
     data = encode(GRADIENT.convert("RGB"), "PNG")
     expected = decoded(data)
-    monkeypatch.setattr(plain_jpeg_png, "decode_png", None)
+    monkeypatch.setattr(plain_jpeg_png, "_png_decoder", None)
     assert torch.equal(decode(ImageBytes(data=data, is_upload=True), "row"), expected)
 
 

@@ -199,7 +199,9 @@ def test_mistakes_of_fine_tuning_are_one_line(eve, pretrained, tmp_path: Path):
     start = ("finetune", "scenes_vqa", "--init", pretrained, *SHORT)
     line = complaint(eve(*start, "--model.depth", 2, "--model.num-deep-blocks", 1))
     assert "its encoder does not fit" in line
-    assert "--init-allow-missing" in line
+    assert line.endswith(
+        "--model.depth 3 as there (not 2), --model.num-deep-blocks 2 as there (not 1)"
+    )
     line = complaint(eve(*start, "--tokenizer.vocab-size", 300))
     assert "the run keeps the tokenizer of --init" in line
     (tmp_path / "answers.txt").write_text("perhaps\nnever\n")

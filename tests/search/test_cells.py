@@ -182,7 +182,7 @@ def test_full_disk_while_writing_cells_is_one_line(eve, model, folder, monkeypat
         patch.setattr(cells, "atomic_file", full_disk)
         model.index((), folder)
     advice = "nothing in the index is lost: free some space and run the same command again"
-    assert str(error.value) == f"{folder}: No space left on device; {advice}"
+    assert str(error.value) == f"{path}: No space left on device; {advice}"
     assert not path.exists()
     assert not list(folder.glob(".*.tmp"))
     assert len(Index.open(folder, model).search(TEXTS[0], top=400)) == NUM
