@@ -71,7 +71,7 @@ def task_without_values(config: Config, sizes: Sizes) -> Task[Any]:
         task.forward = task.predict  # pyright: ignore[reportAttributeAccessIssue] (the loss would need labels)
     for module in task.modules():
         if isinstance(module, Experts):
-            module.forward = partial(_through_one_expert, module)
+            module.forward = partial(_through_one_expert, module)  # pyright: ignore
     return task
 
 
