@@ -10,7 +10,7 @@ import pytest
 
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.splits import Splits
-from eve_vl.recipes import get_recipe
+from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.run import equal_processes
 from eve_vl.run.equal_processes import require_equal_flags
 from eve_vl.run.resume_checks import check_data
@@ -34,6 +34,32 @@ def code_of_rank(folder: Path) -> object:
     (package / "objectives.py").write_text(f"weight = {processes.rank()}\n")
     equal_processes.PACKAGE = package
     return refusal(lambda: require_equal_flags(get_recipe("tiny")))
+
+
+def answers_of_rank(folder: Path) -> object:
+    """Give each process the same answers in another folder, then other answers."""
+    recipe = get_finetune_recipe("vqa", get_recipe("tiny"))
+    file = folder / f"machine_{processes.rank()}" / "answers.txt"
+    file.parent.mkdir()
+    code = ((str(file.with_name("task.py")), "sha256 0123"),)
+    config = replace(recipe, task=replace(recipe.task, answers=file), code=code)
+    texts = []
+    for last_answer in ("no", f"no {processes.rank()}"):
+        file.write_text(f"yes\n{last_answer}\n")
+        texts.append(refusal(lambda: require_equal_flags(config)))
+    return "; ".join(texts)
+
+
+def missing_answers_of_rank(folder: Path) -> object:
+    """Give only the first process the file of answers."""
+    recipe = get_finetune_recipe("vqa", get_recipe("tiny"))
+    file = folder / "answers.txt"
+    if processes.rank() == 0:
+        file.write_text("yes\nno\n")
+    else:
+        file = folder / "none.txt"
+    config = replace(recipe, task=replace(recipe.task, answers=file))
+    return refusal(lambda: require_equal_flags(config))
 
 
 def data_of_rank(folder: Path) -> object:
@@ -62,6 +88,8 @@ def refusal(check: Callable[[], object]) -> str:
     [
         (lr_of_rank, "process 1 has --train.lr 1.5, process 0 has 0.5; start all processes"),
         (code_of_rank, r"process 1 has the code \w+, process 0 has \w+; start all"),
+        (answers_of_rank, "accepted; process 1 has --task.answers a file with the hash"),
+        (missing_answers_of_rank, r".*none.txt: cannot be read \(No such file"),
         (data_of_rank, "process 1 has other data than process 0: training data rows.jsonl, row"),
     ],
 )
