@@ -41,7 +41,7 @@ from eve_vl.train import checkpoint_files, checkpoint_folders, processes
 from eve_vl.train.bad_samples import BAD_SAMPLES, BadSamples
 from eve_vl.train.devices import pick_device, pick_dtype
 from eve_vl.train.environment import record_environment
-from eve_vl.train.lost_process import TRACEBACK_FILE, explain_lost_process
+from eve_vl.train.lost_process import explain_lost_process
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main, print_line
 from eve_vl.utils.file_io import write_file
@@ -271,7 +271,6 @@ def _write_run_files(
 ) -> None:
     if not has_resumed:  # of an earlier run that a signal ended
         (run / BAD_SAMPLES).unlink(missing_ok=True)
-    (run / TRACEBACK_FILE).unlink(missing_ok=True)
     for name, text in texts.items():
         write_file(run / name, text)
     record_environment(run, device)

@@ -17,6 +17,7 @@ NCCL = (
 
 @pytest.fixture
 def torchrun(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
 
@@ -54,3 +55,17 @@ def test_bugs_keep_their_traceback(tmp_path: Path):
 def test_without_torchrun_there_is_no_other_process(tmp_path: Path):
     with pytest.raises(RuntimeError, match="closed by peer"), explain_lost_process(tmp_path):
         raise RuntimeError(GLOO)
+
+
+@pytest.mark.usefixtures("torchrun")
+def test_a_server_that_ends_a_connection_is_no_lost_process(tmp_path: Path):
+    with pytest.raises(RuntimeError, match="reset by peer"), explain_lost_process(tmp_path):
+        raise RuntimeError("reading s3://bucket/0.tar: [Errno 104] Connection reset by peer")
+
+
+def test_the_file_of_an_earlier_call_silences_no_process(tmp_path: Path, monkeypatch):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        with pytest.raises(LostProcessError), explain_lost_process(tmp_path):
+            raise RuntimeError(GLOO)
