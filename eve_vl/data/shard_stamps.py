@@ -18,12 +18,18 @@ class FileStamp(NamedTuple):
 
 
 def remote_stamp(path: Path, info: dict[str, Any]) -> FileStamp:
-    """Return the size and a hash of the version that a store tells. Raises StorageError."""
+    """Return the size and a hash of the version that a store tells. Raises StorageError.
+
+    Of a web server that tells the time of change, the ETag does not count: servers behind one
+    address may each have another one for the same file.
+    """
     if info.get("size") is None:
         raise StorageError(
             f"{path}: the server tells no size, so parts of it cannot be read; copy it to a disk"
         )
     version = str([info.get(name) for name in VERSION_FIELDS])
+    if info.get("Last-Modified"):
+        version = str(info["Last-Modified"])
     return FileStamp(info["size"], zlib.crc32(version.encode()))
 
 
