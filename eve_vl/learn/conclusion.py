@@ -45,7 +45,7 @@ def conclude(plan: Plan) -> bool:
     comparison = run.evaluator.comparison(evaluation.numbers)
     notes = [*_kept_note(plan, best), *notes]
     plan.decisions.result = Result(best, to_json(evaluation.numbers), comparison, notes)
-    processes.shutdown()
+    processes.shutdown()  # only the main process continues
     if not is_main():
         return True
 

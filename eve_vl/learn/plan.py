@@ -103,7 +103,7 @@ class Plan:
     def elapsed(self) -> float:
         """Return the seconds spent so far, also by earlier calls, by the main process's clock.
 
-        Every process must call this.
+        Every process of the group must call this.
         """
         return processes.from_main(self.elapsed_here)
 
@@ -126,7 +126,10 @@ class Plan:
         self.write()
 
     def write(self) -> None:
-        """Write the decisions and the time that is spent."""
+        """Write the decisions and the time that is spent.
+
+        Every process of the group must call this.
+        """
         self.decisions.spent = self.elapsed()
         if is_main():
             self.out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +137,10 @@ class Plan:
             write_file(self.out / PLAN_FILE, text + "\n")
 
     def forget_time(self) -> None:
-        """Write the plan as if nothing was measured and no time was spent or given."""
+        """Write the plan as if nothing was measured and no time was spent or given.
+
+        Every process of the group must call this.
+        """
         self.decisions.stages = {}
         self.decisions.seconds = 0.0
         self.spent_before = -self.clock.now()
