@@ -65,7 +65,8 @@ def seeds_difference(
     seeds_variance = squares.item() / seeds_freedom * (1 / num_a + 1 / num_b)
 
     gain_R = (scores_a_SR.mean(axis=0) - scores_b_SR.mean(axis=0)) / len(rows)
-    term_G = difference_terms(gain_R, [group_of(row) for row in rows], is_share=True)
+    groups = [group_of(row) for row in rows]
+    term_G = difference_terms(gain_R, groups, is_share=True)
     rows_freedom = len(term_G) - 1
     rows_variance = term_G.var(ddof=1).item() / len(term_G)
 
@@ -74,5 +75,10 @@ def seeds_difference(
     freedom = variance**2 / (seeds_variance**2 / seeds_freedom + rows_variance**2 / rows_freedom)
     half = student(freedom) * math.sqrt(variance)
     return MeasuredValue(
-        value, n=len(rows), low=value - half, high=value + half, method="seeds and rows t"
+        value,
+        n=len(rows),
+        low=value - half,
+        high=value + half,
+        method="seeds and rows t",
+        groups=len(set(groups)),
     )

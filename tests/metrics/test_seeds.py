@@ -57,6 +57,7 @@ def test_interval_of_arms_is_that_of_a_slow_computation():
     assert result.low == pytest.approx(difference - half, abs=0.01 * half)
     assert result.high == pytest.approx(difference + half, abs=0.01 * half)
     assert result.n == 8
+    assert result.groups == 4
 
 
 def test_a_single_run_is_compared_with_three_seeds_on_common_rows():
