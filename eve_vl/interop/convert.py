@@ -8,7 +8,6 @@ are entry points of the group `eve_vl.converters`.
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,11 @@ def import_weights(
         task = build_task(config, tokenizer, labels or [""])
     num_tensors = _load_converted(task, conversion, labels, where)
     task = _resized(task, conversion, args.image_size, where)
-    check = partial(check_run, where=where)
+
+    def check(folder: Path) -> None:
+        task.to("meta")  # its weights are on the disk, and would stay in memory twice
+        check_run(folder, where)
+
     write_run(args.target, task.config, tokenizer, task, check)
 
     sizes = task.config.input

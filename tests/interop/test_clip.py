@@ -1,5 +1,6 @@
 """Converted CLIP and SigLIP against transformers and open_clip, with random weights."""
 
+import gc
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from eve_vl.config import InputConfig
 from eve_vl.data.batches import normalize, padded
 from eve_vl.data.crops import eval_crop
 from eve_vl.eve import Eve
-from eve_vl.interop import hf
+from eve_vl.interop import convert, hf
 from eve_vl.interop.onnx import export_run, inputs_of
 from eve_vl.predict.user_images import user_image
 from eve_vl.run.loading import LoadedRun, load_run
@@ -67,6 +68,23 @@ def converted(tmp_path_factory) -> dict[str, Converted]:
         main(["convert", str(top / kind), str(top / f"{kind}_run")])
         converted[kind] = Converted(model, top / kind, load_run(top / f"{kind}_run"))
     return converted
+
+
+def parameters_in_memory() -> int:
+    """Return the number of weights of all models in this process."""
+    gc.collect()
+    parameters = [thing for thing in gc.get_objects() if type(thing) is torch.nn.Parameter]
+    return sum(parameter.numel() for parameter in parameters if not parameter.is_meta)
+
+
+def test_the_trial_call_of_a_run_does_not_hold_its_weights_twice(converted, tmp_path, monkeypatch):
+    before = parameters_in_memory()
+    at_call = []
+    monkeypatch.setattr(
+        convert, "check_run", lambda *_, **__: at_call.append(parameters_in_memory())
+    )
+    assert not main(["convert", str(converted["clip"].folder), str(tmp_path / "run")])
+    assert at_call == [before]
 
 
 def random_images(num: int) -> list[Image.Image]:
