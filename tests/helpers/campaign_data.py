@@ -21,7 +21,7 @@ from helpers.campaign_actions import (
     use_answers,
     use_tokenizer,
 )
-from helpers.campaign_images import GOOD, IMAGES, NUM_ROWS, encode, one_image, source_images
+from helpers.campaign_images import IMAGES, NUM_ROWS, encode, one_image, source_images
 from helpers.campaign_reader import Files, Reader, files_in, lines
 from helpers.campaign_tables import odd_table, parquet_of
 from helpers.tars import tar_of
@@ -158,7 +158,8 @@ def published_readers() -> dict[str, Reader]:
         answers = [{"answer": "cat"}] * 3
         annotation = {"question_id": number, "answer_type": "other", "answers": answers}
         vqa_annotations.append(annotation)
-        vqa_images[f"train2014/COCO_train2014_{number:012}.jpg"] = encode("JPEG")
+        jpeg = encode("JPEG", size=(20, 20 + number))  # copies would be in one part of a split
+        vqa_images[f"train2014/COCO_train2014_{number:012}.jpg"] = jpeg
     asked = json.dumps({"questions": vqa_questions, "data_subtype": "train2014"}).encode()
     annotations = "v2_annotations_train2014.json"
     vqa_files = vqa_images | {annotations: json.dumps({"annotations": vqa_annotations}).encode()}
@@ -169,7 +170,8 @@ def published_readers() -> dict[str, Reader]:
         row = {"identifier": f"dev-{number}-0-0", "sentence": "both are", "label": "True"}
         nlvr2.append(row | {"directory": number})
         for side in (0, 1):
-            nlvr2_images[f"dev/dev-{number}-0-img{side}.png"] = GOOD
+            png = encode("PNG", size=(20, 20 + 2 * number + side))
+            nlvr2_images[f"dev/dev-{number}-0-img{side}.png"] = png
 
     questions = "v2_questions_train2014.json"
     return {
