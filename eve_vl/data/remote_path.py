@@ -22,6 +22,10 @@ class RemotePath(type(Path())):
     indexed: IndexedVersion | None = None
     """The version that is to be read; None: any."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to pickle it: with its version, which a Path would lose."""
+        return type(self), self.parts, vars(self)
+
     def __str__(self) -> str:
         return super().__str__().replace(":/", "://", 1)
 
