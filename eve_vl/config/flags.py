@@ -24,12 +24,12 @@ def changed_flags(config: Config, default: Config) -> list[str]:
     words: list[str] = []
     for name, value in flat(to_dict(config)).items():
         if value != defaults.get(name):
-            words += _flag(name, value)
+            words += flag(name, value)
     return words
 
 
-def _flag(name: str, value: Any) -> list[str]:
-    """Return a flag such as `--train.no-compile` or `--data.crop-scale 0.5 1.0` in words."""
+def flag(name: str, value: Any) -> list[str]:
+    """Return a flag in words, such as `--train.no-compile` or `--data.crop-scale 0.5 1.0`."""
     if isinstance(value, bool):
         section, dot, field_name = name.rpartition(".")
         if not value:

@@ -1,5 +1,6 @@
 """Training that starts from the weights or the shape of another run, perhaps of another task."""
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import Config, InputConfig, ModelConfig, flat, to_dict
+from eve_vl.config.flags import flag
 from eve_vl.data.row_dataset import RowDataset, eval_positions
 from eve_vl.run.loading import read_config, read_labels
 from eve_vl.run.start_folder import start_folder
@@ -19,6 +21,18 @@ from eve_vl.utils.errors import UserError, matching
 
 ENCODER = "encoder."
 MAX_ROWS_FOR_TEMPERATURES = 100
+WITHOUT_SHAPE = {
+    "layer_scale_init",
+    "init_std",
+    "pos_embed_init_std",
+    "drop_path",
+    "dropout",
+    "balance_weight",
+    "resize",
+    "interpolation",
+    "padded_text_length",
+}
+"""Settings of model and input that no tensor's shape depends on."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +113,17 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
 
 
 def flags_of_shape(config: Config, start: Config) -> list[str]:
-    """Return the settings of model and input that differ, as the flags that make them equal."""
-    texts = []
-    start_values = flat({"model": to_dict(start.model), "input": to_dict(start.input)})
+    """Return the flags, in words, that give a config the shapes of another run's encoder."""
     values = flat({"model": to_dict(config.model), "input": to_dict(config.input)})
+    start_values = flat({"model": to_dict(start.model), "input": to_dict(start.input)})
+    words: list[str] = []
     for name, start_value in start_values.items():
-        if values.get(name) != start_value and name in values:
-            flag = name.replace("_", "-")
-            texts.append(f"--{flag} {start_value} as there (not {values[name]})")
-    return texts
+        _, _, field = name.rpartition(".")
+        if field in WITHOUT_SHAPE or name not in values:
+            continue
+        if values[name] != start_value:
+            words += flag(name, start_value)
+    return words
 
 
 def transfer(
@@ -142,7 +158,7 @@ def transfer(
         problem = _misfit_text(misfits, targets, tensors)
         fix = "name what may start at random: --init-allow-missing"
         if shape_flags:
-            fix = f"give {', '.join(shape_flags)}"
+            fix = f"give {shlex.join(shape_flags)} as there"
         raise UserError(f"{where}: {problem}; {fix}")
 
     with torch.no_grad():

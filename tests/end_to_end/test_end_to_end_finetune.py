@@ -197,11 +197,11 @@ def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_pat
 def test_mistakes_of_fine_tuning_are_one_line(eve, pretrained, tmp_path: Path):
     assert "needs --init RUN" in complaint(eve("finetune", "scenes_vqa"))
     start = ("finetune", "scenes_vqa", "--init", pretrained, *SHORT)
-    line = complaint(eve(*start, "--model.depth", 2, "--model.num-deep-blocks", 1))
+    shallow = ("--model.depth", 2, "--model.num-deep-blocks", 1, "--model.no-norm-pre")
+    line = complaint(eve(*start, *shallow, "--model.dropout", 0.5))
     assert "its encoder does not fit" in line
-    assert line.endswith(
-        "--model.depth 3 as there (not 2), --model.num-deep-blocks 2 as there (not 1)"
-    )
+    fix = "--model.depth 3 --model.num-deep-blocks 2 --model.norm-pre"
+    assert line.endswith(f"give {fix} as there")
     line = complaint(eve(*start, "--tokenizer.vocab-size", 300))
     assert "the run keeps the tokenizer of --init" in line
     (tmp_path / "answers.txt").write_text("perhaps\nnever\n")
