@@ -10,8 +10,6 @@ package is missing.
 
 import argparse
 import importlib.util
-import multiprocessing
-import os
 import shutil
 import sys
 import time
@@ -26,11 +24,21 @@ import eve_vl
 from eve_vl.cli.main import dispatch as eve_command
 from eve_vl.utils.errors import UserError
 from helpers.campaign_console import campaign_parser, empty_folder, table_of
-from helpers.process_limits import limit_process
+from helpers.campaign_outcomes import outcome_alone
 from helpers.weight_families import Features, WeightFamily, copy_files, families
 from helpers.weight_mutations import mutate
 
-OUTCOMES = ("refused", "equal", "harmless", "OTHER", "ALONE", "left-over", "traceback", "death")
+OUTCOMES = (
+    "refused",
+    "equal",
+    "harmless",
+    "OTHER",
+    "ALONE",
+    "left-over",
+    "traceback",
+    "death",
+    "hang",
+)
 """harmless: only the original library refuses, and the features are those of the unchanged files.
 OTHER: other features than the original library's. ALONE: other features than those of the unchanged
 files, which the original library refuses."""
@@ -41,26 +49,14 @@ def outcome_of(
     family: WeightFamily, folder: Path, run: Path, unchanged: Features | None, timeout: float
 ) -> tuple[str, str]:
     """Convert and compare in a process of its own; return the outcome and its details."""
-    receiving, sending = multiprocessing.Pipe(duplex=False)
 
-    def work() -> None:
-        limit_process()
+    def compare_alone() -> tuple[str, str]:
         try:
-            outcome = compare(family, folder, run, unchanged)
+            return compare(family, folder, run, unchanged)
         except BaseException as error:
-            outcome = ("traceback", place_of(error))
-        sending.send(outcome)
-        os._exit(0)
+            return "traceback", place_of(error)
 
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    sending.close()
-    try:
-        outcome = receiving.recv() if receiving.poll(timeout) else ("death", "hang")
-    except EOFError:
-        outcome = ("death", "")
-    process.kill()
-    process.join()
+    outcome = outcome_alone(compare_alone, timeout)
     if outcome[0] == "refused" and list(run.parent.glob(f"*{run.name}*")):
         outcome = ("left-over", outcome[1])
     return outcome

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,22 @@ Read = Callable[[Path], Answers]
 
 def outcome_of(read: Read, folder: Path, timeout: float) -> tuple[str, Any]:
     """Read answers in a process of its own; return its outcome, and the answers or the message."""
+    return outcome_alone(partial(read_outcome, read, folder), timeout)
+
+
+def outcome_alone(work: Callable[[], tuple[str, Any]], timeout: float) -> tuple[str, Any]:
+    """Return the outcome of work in a process of its own, with its details.
+
+    It is `hang` after `timeout` seconds, and `death` if the process ends without a result.
+    """
     receiving, sending = multiprocessing.Pipe(duplex=False)
 
-    def work() -> None:
+    def work_and_send() -> None:
         limit_process()
-        sending.send(read_outcome(read, folder))
+        sending.send(work())
         os._exit(0)
 
-    process = multiprocessing.get_context("fork").Process(target=work)
+    process = multiprocessing.get_context("fork").Process(target=work_and_send)
     process.start()
     sending.close()
     try:
