@@ -177,7 +177,7 @@ def main() -> int:
     parser = campaign_parser(__doc__)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--only", help="name of the fault, such as stall")
-    parser.add_argument("--timeout", type=float, default=30, help="seconds that a fault may take")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds that a fault may take")
     flags = parser.parse_args()
     base = empty_folder(parser, flags.out)
     print(f"works in {base}", flush=True)
