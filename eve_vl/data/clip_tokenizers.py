@@ -16,6 +16,7 @@ SIGLIP_ENDS = ("<eos>", "</s>")  # SigLIP 2 has both, the second for HTML
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 FILES = ("spiece.model", "tokenizer.json", "vocab.json")
 """Files of a tokenizer in a folder, the best first."""
+SETTINGS = "tokenizer_config.json"
 
 
 def read_published(path: Path, *, is_siglip: bool, cleans: bool) -> tuple[Tokenizer, int]:
@@ -28,10 +29,17 @@ def read_published(path: Path, *, is_siglip: bool, cleans: bool) -> tuple[Tokeni
     file = _tokenizer_file(path)
     backend = _read_backend(file)
     vocab = backend.get_vocab(with_added_tokens=True)
+    is_sentencepiece = isinstance(backend.model, models.Unigram)
     end = END
     if is_siglip:
         end = next((name for name in SIGLIP_ENDS if name in vocab), END)
-    padding = _padding_token(file.parent) or end
+    else:
+        _refuse_other_ends(file.parent)
+    padding = _named_token(file.parent, "pad_token", "")
+    if is_siglip and not is_sentencepiece and not padding:
+        # SigLIP 2 pads all texts to one length with a token of its own, and reads the last one
+        raise UserError(f"{file.parent / SETTINGS}: names no pad_token, which SigLIP's texts need")
+    padding = padding or end
     missing = {end, padding} - vocab.keys()
     if missing:
         raise UserError(
@@ -39,7 +47,6 @@ def read_published(path: Path, *, is_siglip: bool, cleans: bool) -> tuple[Tokeni
             " name another with --tokenizer"
         )
     if is_siglip:
-        is_sentencepiece = isinstance(backend.model, models.Unigram)
         _clean_as_siglip(backend, without_punctuation=cleans or is_sentencepiece)
         backend.post_processor = processors.TemplateProcessing(
             single=f"$A {end}", special_tokens=[(end, vocab[end])]
@@ -75,15 +82,23 @@ def _read_backend(file: Path) -> Backend:
         raise UserError(f"{file}: not a tokenizer ({error})") from None
 
 
-def _padding_token(folder: Path) -> str | None:
-    """Return the padding token that tokenizer_config.json names, if there is one."""
-    settings = folder / "tokenizer_config.json"
-    if not settings.is_file():
-        return None
-    token = read_json(settings, dict).get("pad_token")
+def _refuse_other_ends(folder: Path) -> None:
+    """Raise UserError if tokenizer_config.json puts other tokens around texts than CLIP's."""
+    for field, expected in (("bos_token", START), ("eos_token", END)):
+        token = _named_token(folder, field, expected)
+        if token != expected:
+            raise UserError(
+                f"{folder / SETTINGS}: {field} {token!r} is not supported; only {expected!r} is"
+            )
+
+
+def _named_token(folder: Path, field: str, default: str) -> str:
+    """Return the token that a field of tokenizer_config.json names; empty for null."""
+    settings = folder / SETTINGS
+    token = read_json(settings, dict).get(field, default) if settings.is_file() else default
     if isinstance(token, dict):
-        return str(token.get("content"))
-    return str(token) if token else None
+        token = token.get("content")
+    return str(token or "")
 
 
 def _clean_as_siglip(backend: Backend, *, without_punctuation: bool) -> None:

@@ -84,6 +84,9 @@ def _processor(folder: Path) -> tuple[Path, dict[str, Any]]:
                 "pixels, next to the weights"
             )
         processor = read_json(path, dict)
+    for name, value in processor.items():
+        if name.startswith("do_") and value is None:  # versions of transformers differ
+            raise UserError(f"{path}: {name} is null, expected true or false")
     return path, {name: value for name, value in processor.items() if value is not None}
 
 

@@ -185,8 +185,8 @@ def _settings_of_transformers(folder: Path) -> ClipSettings:
         path=path,
         towers="clip" if is_clip else "siglip",
         activation=_activation(path, vision, text, is_clip),
-        num_heads=read_value(path, vision, "num_attention_heads", int, 12),
-        text_num_heads=read_value(path, text, "num_attention_heads", int, 8 if is_clip else 12),
+        num_heads=_num_heads(path, vision, "num_attention_heads", 12),
+        text_num_heads=_num_heads(path, text, "num_attention_heads", 8 if is_clip else 12),
         images=images_of_transformers(folder, image_size, is_clip),
         end_id=read_value(path, text, "eos_token_id", int, DEFAULT_END) if is_clip else 0,
         stated_sizes=sizes,
@@ -212,6 +212,14 @@ def _stated_sizes(
         if name in values or size == "layers":
             stated.append(StatedSize(f"{section}.{name}", f"{tower} {size}", value))
     return stated
+
+
+def _num_heads(path: Path, tower: Mapping[str, Any], name: str, default: int) -> int:
+    """Return the number of attention heads of a tower. Raises UserError below 1."""
+    num_heads = read_value(path, tower, name, int, default)
+    if num_heads < 1:
+        raise UserError(f"{path}: {name} is {num_heads}, expected 1 or more")
+    return num_heads
 
 
 def _activation(
@@ -282,7 +290,7 @@ def _settings_of_open_clip(folder: Path) -> ClipSettings:
         towers="siglip" if is_siglip else "clip",
         activation=activation,
         num_heads=num_heads,
-        text_num_heads=read_value(path, text, "heads", int, 8),
+        text_num_heads=_num_heads(path, text, "heads", 8),
         images=images_of_open_clip(path, config, image_size),
         end_id=HIGHEST,
         stated_sizes=sizes,

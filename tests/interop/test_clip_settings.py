@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eve_vl.eve import Eve
 from helpers.complaints import complaint
-from helpers.published_clip import save_clip
+from helpers.published_clip import save_clip, save_siglip2
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -62,6 +62,8 @@ def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> 
         (CONFIG, {"vision_config": None}, "size 224, cropped if it is"),
         (CONFIG, {"vision_config": [1]}, "vision_config is [1], expected an object"),
         (CONFIG, {"text_config.eos_token_id": 7}, "reads texts at token 7, but those of"),
+        (CONFIG, {"text_config.num_attention_heads": 0}, "num_attention_heads is 0, expected 1"),
+        (IMAGES, {"do_normalize": None}, "do_normalize is null, expected true or false"),
         (IMAGES, {"do_resize": False}, "do_resize False"),
         (IMAGES, {"do_center_crop": False}, "do_center_crop False"),
         (IMAGES, {"crop_size": {"height": 24, "width": 24}}, "crop_size {'height': 24"),
@@ -125,6 +127,26 @@ def test_a_tokenizer_with_fewer_tokens_is_refused(eve, clip, tmp_path):
         del content["model"]["vocab"][token]
     path.write_text(json.dumps(content))
     complaint(eve("convert", "clip", "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+
+
+def test_siglip_2_without_a_padding_token_is_refused(eve, tmp_path):
+    save_siglip2(tmp_path / "siglip")
+    path = tmp_path / "siglip" / "tokenizer_config.json"
+    content = json.loads(path.read_text())
+    del content["pad_token"]
+    path.write_text(json.dumps(content))
+    assert "names no pad_token" in complaint(eve("convert", "siglip", "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["siglip"]
+
+
+@pytest.mark.parametrize("token", ["", None, {"content": "<|endoftext|>"}])
+def test_other_tokens_around_texts_are_refused(eve, clip, tmp_path, token):
+    shutil.copytree(clip, tmp_path / "clip")
+    change_fields(tmp_path / "clip" / "tokenizer_config.json", {"bos_token": token})
+    line = complaint(eve("convert", "clip", "run"))
+    assert "tokenizer_config.json: bos_token" in line
+    assert line.endswith("is not supported; only '<|startoftext|>' is")
     assert [path.name for path in tmp_path.iterdir()] == ["clip"]
 
 
