@@ -106,9 +106,9 @@ def _image_root(image_root: AnyPath) -> Path:
     """Return the absolute folder of images. Raises UserError if it is no folder."""
     root = absolute(Path(image_root))
     if not root.exists():
-        raise UserError(explain_missing(root))
+        raise UserError(f"data.image_root: {explain_missing(root)}")
     if not root.is_dir():
-        raise UserError(f"{root}: is a file, expected a folder")
+        raise UserError(f"data.image_root: {root} is a file, expected a folder")
     return root
 
 

@@ -50,6 +50,14 @@ def test_missing_paths_are_refused_with_the_nearest_name(root):
     assert_refused(f"{missing}/train.jsonl/x", root / "train.jsonl" / "x")
 
 
+def test_a_wrong_image_root_is_named_as_one(root):
+    path = write_jsonl(root / "train.jsonl", PAIRS)
+    missing = "data.image_root: no such file or folder: .*/nowhere"
+    assert_refused(missing, path, image_root=root / "nowhere")
+    a_file = "data.image_root: .*/train.jsonl is a file, expected a folder"
+    assert_refused(a_file, path, image_root=path)
+
+
 def test_formats_that_do_not_fit_are_refused(root):
     path = write_jsonl(root / "t.dat", PAIRS)
     assert_colors(open_source(path, format="jsonl"))
