@@ -34,7 +34,6 @@ def serving_page(
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            server.force_exit = True  # without waiting for what a closed browser has begun
             thread.join(30)
 
 

@@ -45,7 +45,8 @@ def index(folder, runs) -> Index:
     return runs["retrieval"].index([folder / "photos", folder / "shard.tar"], folder / "index")
 
 
-@pytest.fixture(scope="session")
+# of a file: its thread runs until it ends, and tests of other folders fork
+@pytest.fixture(scope="module")
 def client(runs, index) -> Iterator[TestClient]:
     with serving(*runs.values(), index=index) as client:
         yield client

@@ -51,7 +51,8 @@ def index(runs, tmp_path_factory) -> Index:
     return runs["retrieval"].index(folder, folder.parent / "index")
 
 
-@pytest.fixture(scope="session")
+# of a file, as below: later tests fork, which is unsafe while a thread serves
+@pytest.fixture(scope="module")
 def site(runs, index) -> Iterator[str]:
     with serving_page(list(runs.values()), index) as address:
         yield address
