@@ -133,7 +133,7 @@ def run_case(reader: Reader, case: Case, seed: int, work: Path, limit: int) -> O
 
 def paths_in(folder: Path) -> set[str]:
     """Return the names that a message about the input may hold: one of them must be in it."""
-    names = {str(folder), "rows.jsonl"}  # the training data of runs
+    names = {str(folder), "rows.jsonl", "data.image_root"}  # the last two of a run's training data
     for path in folder.rglob("*"):
         names.add(os.fsdecode(path.name))
         if path.name == "config.json" and path.is_file():  # a damaged one may ask for other files
