@@ -43,12 +43,6 @@ def test_rows_are_those_of_the_papers_table():
     assert [row.is_eve for row in rows] == [True, True, False, False, False]
 
 
-def test_a_baselines_recipe_gives_the_same_rows():
-    rows = steps.variants(get_recipe("scenes_words"), (1,))
-    rows_of_baseline = steps.variants(get_recipe("scenes_mlm_itc_itm"), (1,))
-    assert [row.config.task for row in rows] == [row.config.task for row in rows_of_baseline]
-
-
 def test_base_has_the_flops_counted_by_hand():
     """Per pair at full length: a dense ViT-B would take 3.5 times EVE's with ITC + ITM + MLM."""
     configs = {row.name: row.config for row in steps.variants(get_recipe("base"), (1, 2))}
@@ -93,15 +87,6 @@ def test_tasks_share_weights_and_train_like_single_tasks():
 
 def peak(batch, gib, seconds_per_pair=0.1):
     return steps.Peak(batch=batch, bytes=round(gib * GIB), seconds=batch * seconds_per_pair)
-
-
-def test_memory_lies_on_the_line():
-    line = [peak(2, 3.0), peak(4, 4.0)]
-    assert steps.at(line, 4) == 4 * GIB
-    assert steps.at(line, 8) == pytest.approx(6 * GIB)
-    assert steps.at(line, 8, "seconds") == pytest.approx(0.8)
-    falling = [peak(2, 3.0), peak(4, 2.9)]  # small batches do not show
-    assert steps.at(falling, 8) == pytest.approx(2.9 * GIB)
 
 
 def simulated(gib, *, flat=0.0, room=1e9, seconds=0.2):
@@ -179,24 +164,6 @@ def test_the_script_prints_and_writes_the_ratios_of_its_times(tmp_path, monkeypa
     printed = capsys.readouterr().out
     assert f"{rows['MLM+ITC+ITM']['seconds_over_eve']:.2f}" in printed
     assert "3.21" in printed  # the paper's
-
-
-def row_of(name, seconds, *, hours=2.0, whole_step=None):
-    values = dict.fromkeys(step_cost.Row.__dataclass_fields__)
-    values |= {"name": name, "gflop_per_sample": 1.0, "paper_hours_per_epoch": hours}
-    values |= {"seconds_per_sample_rounds": seconds, "whole_step_per_sample_at_largest": whole_step}
-    return step_cost.Row(**values)
-
-
-def test_ratios_are_computed_per_round():
-    eve = row_of("eve", [1.0, 2.0, 4.0], whole_step=2.0)
-    baseline = row_of("baseline", [4.0, 8.0, 16.0], hours=6.0, whole_step=9.0)
-    ratios = baseline.over(eve)
-    assert ratios["seconds_over_eve_range"] == [4, 4]  # noise that hits a whole round cancels
-    assert ratios["seconds_over_eve"] == 4
-    assert ratios["epoch_over_eve"] == 4.5
-    assert ratios["paper_over_eve"] == 3
-    assert row_of("unknown", [1.0, 1.0, 1.0]).over(eve)["epoch_over_eve"] is None
 
 
 @pytest.mark.parametrize(

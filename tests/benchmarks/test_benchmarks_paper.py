@@ -4,7 +4,6 @@ import importlib
 import re
 import sys
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,18 +121,6 @@ def test_orderings_and_numbers_name_existing_rows(table):
             assert set(ordering.numbers) <= paper.SAYS.keys()
 
 
-@pytest.mark.parametrize("task", ["phantoms", "icons"])
-def test_every_system_runs_on_the_other_sets(task):
-    for name, by_family in TABLES["systems"].parts[0].arms.items():
-        if task not in by_family:
-            continue
-        jobs = data.TASKS[task].jobs
-        plan = runs.planned(task, by_family[task], jobs, SCENES)
-        expected = ["retrieval"] if name == "MedFLIP" else [*jobs]
-        assert [stage.job for stage in plan if stage.job] == expected, name
-        assert {stage.config.input.image_size for stage in plan} == {64}, name
-
-
 def test_a_staged_system_divides_the_share_of_pretraining():
     stages = (arms.Stage("scenes"), arms.Stage("scenes", 0.125), arms.Stage("scenes", 0.375))
     plan = runs.planned("scenes", arms.Arm(stages), ("vqa",), SCENES)
@@ -224,38 +211,3 @@ def test_a_page_has_the_papers_numbers_and_a_line_over_its_axis():
     labels = [ET.fromstring(chart).get("aria-label") for chart in charts]
     assert labels.count("vqa_acc") == 2  # over experts, and over pairs
     assert "top 2, 400 pairs" in page
-
-
-def test_a_table_at_one_budget_has_a_dot_for_each_row():
-    page = page_of(replace(PART, places={}), {400.0: BUDGETS[400.0]}, [])
-    (chart,) = re.findall(r"<svg viewBox.*?</svg>", page, re.DOTALL)
-    drawn = ET.fromstring(chart)
-    assert drawn.get("aria-label") == "vqa_acc"
-    titles = [title.text for title in drawn.iter("title")]
-    assert titles == ["a: 55.0 %", "b: 35.0 %", "c: 75.0 %"]
-
-
-def test_flags_override_the_budgets_and_rows_of_the_parts(tmp_path, capsys):
-    rows = {name: arms.ARMS[name] for name in ("EVE", "words")}
-    by_pairs = paper.Part(name="pairs", arms=rows, budgets={"pairs": (100,)})
-    by_time = paper.Part(name="time", arms=rows, budgets={"core-seconds": (5,)})
-    table = paper.Table(name="made up", about="", jobs=("vqa",), parts=(by_pairs, by_time))
-    out = ["--out", str(tmp_path)]
-
-    usual = paper.arguments(table, out)
-    cells = paper.cells_of(table, by_pairs, "pairs", usual)
-    keys = [(seed, arm) for seed in (0, 1, 2) for arm in rows]
-    assert [(cell.seed, cell.arm) for cell in cells] == keys
-    assert {(cell.budget, *cell.jobs) for cell in cells} == {(100, "vqa")}
-    cells = paper.cells_of(table, by_time, "core-seconds", usual)
-    assert [cell.budget for cell in cells] == [5] * 6
-
-    flags = [*out, "--seeds", "0", "1", "--pairs", "64", "128", "--arms", "EVE"]
-    changed = paper.arguments(table, flags)
-    cells = paper.cells_of(table, by_pairs, "pairs", changed)
-    keys = [(seed, budget, "pairs") for seed in (0, 1) for budget in (64, 128)]
-    assert [(cell.seed, cell.budget, cell.unit) for cell in cells] == keys
-    assert paper.cells_of(table, by_time, "core-seconds", changed) == []
-    with pytest.raises(SystemExit):
-        paper.arguments(table, ["--pairs", "0"])
-    assert "--pairs" in capsys.readouterr().err

@@ -5,7 +5,6 @@ import dataclasses
 import importlib
 import json
 import math
-import re
 import statistics
 import sys
 import xml.etree.ElementTree as ET
@@ -20,7 +19,6 @@ from PIL import Image
 from eve_vl.data.augmentations import augment
 from eve_vl.data.loader import eval_loader
 from eve_vl.metrics.intervals import MeasuredValue
-from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.retrieval.gathering import gather_gallery
 from eve_vl.tasks.retrieval.task import Retrieval
@@ -87,15 +85,6 @@ def test_stages_share_the_budget_and_fine_tuning_gets_the_rest(tmp_path):
     assert not configs["vqa"].scratch
 
 
-def test_without_pretraining_the_whole_budget_trains_from_random_weights(tmp_path):
-    cell = cell_of(tmp_path, arms.ARMS["nothing"]["scenes"], ("retrieval",))
-    config = cell.configs()["retrieval"]
-    assert config.scratch
-    assert config.init == cell.folder / "0_scenes_words"
-    assert config.train.steps == 200
-    assert cell.cost() == 100
-
-
 def test_a_budget_of_pairs_counts_rows_independent_of_step_time(tmp_path):
     timed = cell_of(tmp_path, QUARTER, ("vqa", "nlvr2"))
     cell = dataclasses.replace(timed, budget=6400, unit="pairs")
@@ -106,21 +95,6 @@ def test_a_budget_of_pairs_counts_rows_independent_of_step_time(tmp_path):
     (tmp_path / "probe.json").unlink()
     assert steps_of(cell) == steps
     assert math.isnan(cell.cost())
-
-
-def test_flags_and_another_task_change_a_recipe():
-    flags = "--task.mim-weight 0 --train.lr 2e-3"
-    arm = arms.Arm((arms.Stage("emoji", 0.5, flags, ContrastMatchConfig),))
-    first, last = runs.planned("emoji", arm, ("retrieval",), SCENES)
-    task = first.config.task
-    assert isinstance(task, ContrastMatchConfig)
-    assert (task.mim_weight, task.mask_replace_prob, first.config.train.lr) == (0, 0.5, 2e-3)
-    assert last.config.model == first.config.model
-    unknown = arms.Arm((arms.Stage("emoji", 0.5, "--train.rate 1"),))
-    with pytest.raises(UserError, match=r"Unrecognized options: --train.rate"):
-        runs.planned("emoji", unknown, (), SCENES)
-    with pytest.raises(UserError, match="leave some for fine-tuning"):
-        runs.planned("emoji", arms.Arm((arms.Stage("emoji", 1.0),)), ("retrieval",), SCENES)
 
 
 @pytest.mark.parametrize("arm", arms.ARMS)
@@ -273,32 +247,6 @@ def test_a_difference_is_marked_if_every_seed_of_one_arm_is_better():
     assert tables.versus(other_seeds, "a", "b", "tr1") is None
 
 
-def test_differences_have_intervals_over_rows():
-    right = {f"tr1 {row}": 1.0 for row in range(100)}
-    wrong = dict.fromkeys(right, 0.0)
-    collected = {"a": outcomes(1.0, rows=right), "b": outcomes(0.0, rows=wrong)}
-    low, high = tables.versus(collected, "a", "b", "tr1").interval
-    assert 0.9 < low <= 1 <= high
-
-
-@pytest.mark.parametrize(
-    ("number", "key"),
-    [
-        ("tr1", "tr1 x"),
-        ("tr1_seen", "_seentr1 x"),
-        ("vqa_acc", "x"),
-        ("vqa_acc_novel", "_novelx"),
-        ("tr5", None),
-    ],
-)
-def test_rows_of_a_number_have_its_prefix(number, key):
-    rows = {"tr1 x": 1.0, "ir1 x": 0.0, "_seentr1 x": 0.5}
-    if number.startswith("vqa"):
-        rows = {"x": 1.0, "_novelx": 0.5}
-    expected = {key: rows[key]} if key else {}
-    assert tables.rows_of(number, rows) == expected
-
-
 # open_clip
 
 
@@ -317,18 +265,6 @@ def recall(score_QC, is_true_QC, k):
         order = sorted(range(len(scores)), key=lambda candidate: (-scores[candidate], candidate))
         hits.append(any(is_true[candidate] for candidate in order[:k]))
     return sum(hits) / len(hits)
-
-
-def test_features_are_evaluated_like_a_slow_loop(table):
-    search = open_clip.searched(str(table), config_for(table))
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(len(NAMES), 3, generator=generator)
-    texts = torch.randn(len(search.texts), 3, generator=generator)
-    numbers, _ = open_clip.numbers_of(search, images.numpy(), texts.numpy())
-    is_true = [[text in captions for text in search.texts] for captions in NAMES]
-    for k in (1, 5, 10):
-        assert numbers[f"tr{k}"] == recall(images @ texts.T, is_true, k)
-        assert numbers[f"ir{k}"] == recall(texts @ images.T, list(zip(*is_true, strict=True)), k)
 
 
 def test_open_clip_is_evaluated_on_the_rows_of_our_runs(table):
@@ -359,22 +295,6 @@ def test_open_clip_gets_the_images_of_our_runs(table, tmp_path):
     assert trained_texts["captions"] == NAMES
     read_texts = json.loads((tmp_path / "read" / "texts.json").read_text())
     assert read_texts == {"texts": ["a cat", "a dog", "sun", "tree", "house"]}
-
-
-def test_open_clip_learning_rates_follow_the_budget():
-    assert script.rate_at(0, 1e-3, 0.1) == 0
-    assert script.rate_at(0.05, 1e-3, 0.1) == pytest.approx(5e-4)
-    assert script.rate_at(0.1, 1e-3, 0.1) == 1e-3
-    assert script.rate_at(0.55, 1e-3, 0.1) == pytest.approx(5e-4)
-    assert script.rate_at(1.2, 1e-3, 0.1) == pytest.approx(0)
-
-
-def test_open_clip_sees_each_row_once_per_epoch():
-    epochs = []
-    for steps in (range(3), range(3, 6)):
-        epochs.append([row for step in steps for row in script.rows_of(step, 10, 3, 0)])
-    assert len({*epochs[0]}) == len({*epochs[1]}) == 9
-    assert epochs[0] != epochs[1]
 
 
 def test_open_clip_crops_are_boxes_of_the_image():
@@ -502,27 +422,3 @@ def test_cells_follow_the_flags_and_tuning_tries_each_setting_of_open_clip(tmp_p
         open_clip.choose(tmp_path, "scenes", [later])
     expected = (settings, how.replace("best of 2", "best of 3"))
     assert open_clip.settings_of(tmp_path, "scenes") == expected
-
-
-def test_emoji_need_their_folder(capsys):
-    with pytest.raises(SystemExit):
-        command.arguments(["--tasks", "emoji", "--budgets", "10"])
-    assert "--emoji FOLDER" in capsys.readouterr().err
-
-
-def test_dots_lie_at_means_and_strokes_between_the_least_and_the_largest():
-    rows = [("a", [0.2, 0.4]), ("b", [0.6])]
-    chart = tables.dot_chart("x", rows, show=tables.percent, level=("guess", 0.1))
-    ticks = [float(place) for place in re.findall(r'class="grid" x1="([\d.]+)"', chart)]
-    shares = [float(share) / 100 for share in re.findall(r">([\d.]+) %</text>", chart)]
-    scale = (shares[-1] - shares[0]) / (ticks[-1] - ticks[0])
-
-    def values(tag: str, attribute: str) -> list[float]:
-        places = re.findall(rf'<{tag}"[^>]* {attribute}="([\d.]+)"', chart)
-        return [shares[0] + scale * (float(place) - ticks[0]) for place in places]
-
-    means = values('circle class="c0', "cx")
-    assert means == pytest.approx([0.3, 0.6], abs=2e-3)
-    assert values('line class="c0', "x1") == pytest.approx([0.2, 0.6], abs=2e-3)
-    assert values('line class="c0', "x2") == pytest.approx([0.4, 0.6], abs=2e-3)
-    assert values('line class="ref', "x1")[:1] == pytest.approx([0.1], abs=2e-3)

@@ -71,7 +71,12 @@ def test_decoding_needs_no_more_than_the_header_says(monkeypatch, mode, form, op
 
 @pytest.mark.parametrize(
     ("side", "mode", "problem"),
-    [(9400, "RGBA", "MB to decode"), (9400, "I;16", "MB to decode"), (10**4, "RGB", "pixels")],
+    [
+        (9400, "RGBA", "MB to decode"),
+        (9400, "I;16", "MB to decode"),
+        (10**4, "RGB", "image is 10000x10000 pixels, at most"),
+        (30_000, "RGB", "exceeds limit of"),
+    ],
 )
 def test_too_large_images_are_refused_before_they_are_decoded(side, mode, problem, monkeypatch):
     monkeypatch.setattr(decoding, "decode_plain", None)

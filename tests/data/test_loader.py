@@ -171,8 +171,3 @@ def test_evaluation_sees_the_same_samples_whoever_loads_them():
 
     few = eval_rows(source, batch_size=4, val_samples=4)
     assert few == [expected[row] for _, _, row in eval_positions([11], 4)]
-
-
-def test_evaluation_leaves_unusable_rows_out():
-    names = [row[0] for row, _ in eval_rows(pairs(4, bad=[1]), batch_size=4)]
-    assert names == ["list:0", "list:2", "list:3"]

@@ -38,18 +38,6 @@ def test_batches_are_padded_to_their_longest_caption():
     assert not short.is_padding_BT.any()
 
 
-def test_wrong_pairs_of_an_evaluation_are_a_batch_of_their_own():
-    samples = samples_of(6, training=False)
-    wrong_samples = [sample.wrong for sample in samples if sample.wrong]
-    assert len(wrong_samples) > 1
-    batch = PairBatch.collate(samples, TOKENIZER.pad_id)
-    assert batch.wrong is not None
-    for row, sample in enumerate(wrong_samples):
-        ids_T = batch.wrong.ids_BT[row, : len(sample.ids_T)]
-        assert ids_T.tolist() == sample.ids_T.tolist()
-        assert (batch.wrong.ids_BT[row, len(sample.ids_T) :] == TOKENIZER.pad_id).all()
-
-
 def test_masked_positions_are_those_of_the_mask():
     batch = PairBatch.collate(samples_of(6), TOKENIZER.pad_id)
     assert batch.masked_M is not None

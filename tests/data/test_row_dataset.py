@@ -10,7 +10,6 @@ from torch.utils.data import Subset
 
 from eve_vl.data.image_refs import ImageBytes
 from eve_vl.data.kinds.captions import CaptionedImages, ImageText
-from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.data.kinds.statements import StatementRows
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.records import Source
@@ -86,19 +85,6 @@ def test_statements_keep_what_evaluation_needs_and_train_only_with_a_label():
     assert not torch.equal(batch.images_BCHW, batch.right_BCHW)
     with pytest.raises(BadSampleError, match="said:6: no label to train on"):
         dataset_of(StatementRows, source).load(0, 0, 6)
-
-
-def test_questions_keep_what_evaluation_needs():
-    source = questions(8)
-    batch = eval_batch(QuestionRows, source)
-    assert batch.question_ids == tuple(range(8))
-    assert batch.answers == values_of(source, "answers")
-    assert batch.answers[6] == ()
-    assert batch.answer_types == values_of(source, "answer_type")
-    assert batch.where == values_of(source, "where")
-    for row, question in enumerate(values_of(source, "question")):
-        ids = batch.ids_BT[row][~batch.is_padding_BT[row]].tolist()
-        assert ids == TOKENIZER.encode(question, 12)[0].tolist()
 
 
 def test_rows_of_one_image_have_one_image_id():

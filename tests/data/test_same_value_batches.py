@@ -156,17 +156,6 @@ def test_few_rows_or_values_leave_each_row_once(values, size):
         assert sorted(arranged(values, epoch, size)) == [*range(len(values))]
 
 
-def test_rows_of_mixed_batches_keep_their_order():
-    values = [1] * 50 + [*range(100, 150)]
-    mixed = []
-    for batch in in_batches(arranged(values, 0, 10), 10):
-        if len({values[row] for row in batch}) > 1:
-            mixed += batch
-    assert len(mixed) == 50
-    plain = epoch_order([100], (), 0, 0)[:, 1].tolist()
-    assert mixed == [row for row in plain if row in mixed]
-
-
 @pytest.mark.parametrize("weights", [(), (1.0, 2.0)])
 def test_sources_with_equal_values_share_batches(weights):
     values = np.array([1] * 6 + [2] * 6 + [1] * 6)  # of two sources

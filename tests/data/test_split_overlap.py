@@ -53,15 +53,6 @@ def test_data_check_names_copies_and_near_duplicates_in_other_splits(eve, tables
     }
 
 
-def test_data_check_of_splits_without_a_common_image_succeeds(eve, tables):
-    train, val = tables
-    lines = val.read_text().splitlines(keepends=True)
-    val.write_text(lines[0] + lines[3])
-    done = eve("data", "check", train, "--against", val)
-    assert done.returncode == 0
-    assert f"{val}: shares no image" in done.stdout
-
-
 def test_training_notes_validation_rows_that_show_its_images(eve, tables, no_report):
     train, val = tables
     flags = ("--data.train", train, "--data.val", val, "--train.steps", 1, "--out", "run")

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from eve_vl.data.image_refs import ImageFile
 from eve_vl.data.readers.open_source import open_source
-from helpers.color_cards import COLORS, assert_colors, encoded_card, guess_kind
+from helpers.color_cards import COLORS, assert_colors, guess_kind
 from helpers.source_files import assert_refused, values_of, write_json
 
 
@@ -29,24 +28,6 @@ def test_each_image_has_all_of_its_captions(root):
     assert guess_kind(path) == "captions"
     images = open_source(path, kind="images", image_root=root / "images")
     assert [image.path.stem for image in values_of(images, "image")] == list(COLORS)
-
-
-def test_a_folder_for_each_year_below_one_image_root(root):
-    (root / "annotations").mkdir()
-    image = root / "val2014" / "9.png"
-    image.parent.mkdir()
-    image.write_bytes(encoded_card("red"))
-    document = {
-        "images": [{"id": 9, "file_name": "9.png"}],
-        "annotations": [{"image_id": 9, "caption": "a card"}],
-    }
-    path = write_json(root / "annotations" / "captions_val2014.json", document)
-    for image_root in (root, root / "val2014"):
-        (row,) = open_source(path, image_root=image_root)
-        assert row.image == ImageFile(path=image)
-    image.unlink()
-    problem = "no image 9.png in .* or in its val2014, .*; name their folder: --data.image-root"
-    assert_refused(problem, path, image_root=root)
 
 
 def test_mistakes_are_refused(root):

@@ -1,14 +1,13 @@
 """Damaged or hostile tars and indexes of tars, and a full disk."""
 
-import random
 import resource
 
 import pytest
 
 from eve_vl.data.readers.open_source import open_source
-from helpers.color_cards import encoded_card, rows_of
+from helpers.color_cards import encoded_card
 from helpers.source_files import assert_refused
-from helpers.tars import tar_of, write_tar_of
+from helpers.tars import tar_of
 
 CARD = encoded_card("red")
 TAR = tar_of({"a.png": CARD, "a.txt": b"a red card", "b.png": CARD, "b.txt": b"a red card"})
@@ -25,7 +24,7 @@ def with_size(data: bytes, size: bytes, kind: bytes = b"0") -> bytes:
 
 
 @pytest.mark.parametrize(
-    "size", [b"-0000001000", b"-1", b"\xff" * 12, b"\x80" + b"\xff" * 11, b"77777777777", b"0x10"]
+    "size", [b"-0000001000", b"\xff" * 12, b"\x80" + b"\xff" * 11, b"77777777777", b"0x10"]
 )
 def test_impossible_sizes_in_tar_headers_are_refused(tmp_path, size):
     path = tmp_path / "x.tar"
@@ -42,25 +41,6 @@ def test_impossible_sizes_in_pax_records_are_refused(tmp_path, record):
     path = tmp_path / "x.tar"
     path.write_bytes(header + record.ljust(512, b"\0") + TAR)
     assert_refused(r"x.tar: not a whole tar", path)
-
-
-def test_an_index_with_a_flipped_bit_or_of_another_tar_is_not_used(tmp_path):
-    path = tmp_path / "x.tar"
-    path.write_bytes(TAR)
-    expected = rows_of(open_source(path))
-    index_path = tmp_path / "x.tar.index"
-    content = index_path.read_bytes()
-    open_source(write_tar_of(tmp_path / "y.tar", {"c.png": CARD, "c.txt": b"a red card"}))
-
-    damaged_indexes = [content + b"\0", (tmp_path / "y.tar.index").read_bytes()]
-    rng = random.Random(0)
-    for _ in range(30):
-        flipped = bytearray(content)
-        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        damaged_indexes.append(bytes(flipped))
-    for data in damaged_indexes:
-        index_path.write_bytes(data)
-        assert rows_of(open_source(path)) == expected
 
 
 def test_a_full_disk_leaves_nothing_beside_a_shard(tmp_path):

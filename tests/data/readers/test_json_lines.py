@@ -102,9 +102,6 @@ def test_a_wrong_image_root_is_refused(root):
     path = write_jsonl(root / "images" / "t.jsonl", pairs())
     unusable = "none of the first 6 rows can be used.*images/images/red.png.*--data.image-root"
     assert_refused(unusable, path)
-    missing = r"no such file or folder: .*/imags \(did you mean 'images'\?\)"
-    assert_refused(missing, path, image_root=root / "imags")
-    assert_refused("is a file, expected a folder", path, image_root=path)
 
 
 def test_files_without_an_object_are_refused(root):

@@ -52,8 +52,8 @@ def test_missing_paths_are_refused_with_the_nearest_name(root):
 
 def test_a_wrong_image_root_is_named_as_one(root):
     path = write_jsonl(root / "train.jsonl", PAIRS)
-    missing = "data.image_root: no such file or folder: .*/nowhere"
-    assert_refused(missing, path, image_root=root / "nowhere")
+    missing = r"data.image_root: no such file or folder: .*/imags \(did you mean 'images'\?\)"
+    assert_refused(missing, path, image_root=root / "imags")
     a_file = "data.image_root: .*/train.jsonl is a file, expected a folder"
     assert_refused(a_file, path, image_root=path)
 
