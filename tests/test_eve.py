@@ -239,12 +239,6 @@ def test_reconstruct_draws_what_to_hide():
             eve.reconstruct(noise(0), TEXT, keep=keep)
 
 
-def test_joint_masking_runs_work_too():
-    eve = Eve(tiny_run("masked", task={"joint_masking": True}))
-    assert eve.reconstruct(noise(0), TEXT).reconstructed.shape == (16, 16, 3)
-    assert len(eve.fill_mask(noise(0), "a [MASK] circle").guesses) == 1
-
-
 # What a run can do
 
 RUNS = {

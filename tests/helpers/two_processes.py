@@ -28,7 +28,6 @@ from eve_vl.train import processes
 from eve_vl.train.bad_samples import BadSamples
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.console import is_main
-from helpers import shared_experts
 from helpers.mlim import build_mlim, item_pairs, mlim_config, mlim_rows
 from helpers.tiny_config import tiny_config
 from helpers.tiny_rows import ListSource, pairs
@@ -253,7 +252,6 @@ def write_all(folder: Path) -> None:
         for step in (gradients_of_a_step, systems_step, memory_step, drawn_negatives, mlim_step):
             for name, value in step().items():
                 tensors[f"{step.__name__}.{name}"] = value
-    tensors |= shared_experts.steps()
     tensors["running_mean"] = running_mean_at_validation(folder / "run")
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     save_file(contiguous, folder / f"{rank}.safetensors")

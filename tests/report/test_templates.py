@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
-from eve_vl.config import TaskConfig
-from eve_vl.config.kinds import all_kinds
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.pages.charts import Bars, Level, Series, bar_chart, line_chart
 from eve_vl.pages.number_formats import interval, number, percent, points
@@ -126,19 +124,3 @@ def test_installed_package_holds_all_files_besides_code():
         if path.is_file() and path.suffix not in (".py", ".pyc"):
             on_disk.add(path)
     assert on_disk == packaged
-
-
-def test_shared_code_of_pages_names_no_task():
-    names = []
-    for section in all_kinds(TaskConfig, "tasks").values():
-        if section.has_numbers:
-            names += [section.__name__, f'"{section.name}"']
-    package = ROOT / "eve_vl"
-    for path in (
-        *package.glob("pages/**/*.*"),
-        *package.glob("report/*.py"),
-        package / "tasks/report.py",
-    ):
-        if "__pycache__" not in path.parts:
-            text = path.read_text()
-            assert [name for name in names if name in text] == [], path

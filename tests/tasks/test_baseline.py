@@ -51,12 +51,6 @@ def paired_share(num_right: int, low: float, high: float) -> MeasuredValue:
             "acc 0.510, with a wrong image 0.500: no significant difference",
         ),
         (
-            paired_share(510, -0.004, 0.024),
-            HALF,
-            False,
-            "acc 0.510, with a wrong image 0.500: no significant difference",
-        ),
-        (
             share(300, 1000),
             HALF,
             False,
@@ -68,13 +62,6 @@ def paired_share(num_right: int, low: float, high: float) -> MeasuredValue:
             False,
             "too few rows to decide: 62 tokens, about 570 are needed "
             "(acc 0.500, with a wrong image 0.500)",
-        ),
-        (
-            share(1, 1),
-            HALF,
-            False,
-            "too few rows to decide: 1 token, about 73 are needed "
-            "(acc 1.000, with a wrong image 0.500)",
         ),
         (
             paired_share(510, -0.1, 0.12),
@@ -106,12 +93,6 @@ def error_of(value: float, n: int = 500, **fields: Any) -> MeasuredValue:
             0.3,
             True,
             "mse 0.200 is better than painting the mean (0.300, intervals apart)",
-        ),
-        (
-            error_of(0.2),
-            0.1,
-            False,
-            "mse 0.200 is worse than painting the mean (0.100, intervals apart)",
         ),
         (
             error_of(0.28214, versus={"mean": [-0.0006, -0.00004]}),
@@ -209,7 +190,6 @@ PAINTED = {
             {"nlvr2_acc": share(660, 1000)},
             "nlvr2_acc 0.660 is better than chance (0.500, intervals apart)",
         ),
-        (NLVR2Evaluator, {"num_pairs": 3}, ""),
         (
             RetrievalEvaluator,
             {"tr1": share(300, 1000), "tr1_chance": 0.012, "ir1": share(20, 1000)},

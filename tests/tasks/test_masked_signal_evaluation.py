@@ -177,20 +177,6 @@ def slow_guesses(
     return np.repeat(near_3, num_pixels), np.repeat(whole_3, num_pixels)
 
 
-@pytest.mark.parametrize("num_kept", [1, 2, 15])
-def test_visible_means_equal_a_loop(num_kept):
-    patches = torch.randn(5, 16, 12)
-    order = torch.stack([torch.randperm(16) for _ in range(5)])
-    keep = order[:, :num_kept]
-    hidden = order[:, num_kept:]
-    near, whole = visible_means(patches, keep, hidden)
-    for b in range(5):
-        for m, position in enumerate(hidden[b].tolist()):
-            slow_near, slow_whole = slow_guesses(patches[b].numpy(), keep[b].tolist(), position)
-            np.testing.assert_allclose(near[b, m], slow_near, rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(whole[b, m], slow_whole, rtol=1e-4, atol=1e-5)
-
-
 def test_visible_means_are_on_the_device_of_the_patches():
     """The default device is another one here, and tensors of two devices do not mix."""
     inputs = (torch.randn(1, 4, 3), torch.tensor([[0, 3]]), torch.tensor([[1, 2]]))

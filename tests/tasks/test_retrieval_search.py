@@ -12,7 +12,7 @@ from eve_vl.tasks.retrieval.gallery import Gallery
 from eve_vl.tasks.retrieval.rerank_choice import search_gallery
 from helpers.counted_rows import counted_rows
 from helpers.slow_ranking import hits_of
-from helpers.slow_search import SlowSearch, candidate_pixels, match_logits
+from helpers.slow_search import SlowSearch
 from helpers.tiny_tasks import eval_set, gallery_of, numbers_of, retrieval
 
 
@@ -85,25 +85,6 @@ def test_reranking_scores_no_pair_and_embeds_no_side_twice(monkeypatch):
         "encoder.text": len(set(texts)),
         "contrast.match_head": len(pairs),
     }
-
-
-@torch.no_grad()
-def test_pairs_of_different_lengths_are_scored_as_alone(monkeypatch):
-    """Chunks of seven mix lengths, so that some texts are padded."""
-    monkeypatch.setattr("eve_vl.tasks.contrast.pair_scores.PAIRS_AT_ONCE", 7)
-    task = retrieval()
-    dataset = eval_set(task.config)
-    gallery = gallery_of(task, dataset)
-    images = torch.arange(9).repeat_interleave(2)
-    texts = torch.randint(len(dataset.texts), (18,))
-    scores = reranking.match_scores(task, gallery, images, texts)
-    pixels = candidate_pixels(dataset)
-    expected = []
-    for image, text in zip(images.tolist(), texts.tolist(), strict=True):
-        ids = torch.from_numpy(dataset.ids[text])[None]
-        expected.append(match_logits(task, pixels[image], ids)[1])
-    assert scores.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert len(reranking.match_scores(task, gallery, images[:0], texts[:0])) == 0
 
 
 def test_harmful_reranking_is_reported():

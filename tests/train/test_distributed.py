@@ -177,22 +177,6 @@ def test_step_of_two_processes_has_the_gradients_of_one(step, results):
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("routing", ["dropless", "reference-dropless"])
-def test_experts_can_be_split_over_processes_that_exchange_rows(routing, results):
-    """`Experts` is a module of its own so that another one can replace it
-    (tests/helpers/shared_experts.py)."""
-    for process in results:
-        whole = process.part(f"experts.{routing}.whole.")
-        alone = process.part(f"experts.{routing}.alone.")
-        split = process.part(f"experts.{routing}.split.")
-        assert whole.keys() == alone.keys() == split.keys()
-        assert sum(".experts." in name for name in whole) == 8
-        torch.testing.assert_close(whole["loss"], split["loss"], rtol=1e-6, atol=0)
-        for name, value in whole.items():
-            assert torch.equal(value, alone[name]), name
-            assert (value - split[name]).abs().max() <= 1e-5 * value.abs().max(), name
-
-
 def test_two_processes_draw_the_negatives_of_one(results):
     expected = drawn_negatives()
     for process in results:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from eve_vl.train import tensor_files
-from eve_vl.train.tensor_files import check_tensors, describe_shape, save_weights, write_tensors
+from eve_vl.train.tensor_files import check_tensors, save_weights, write_tensors
 from eve_vl.utils.errors import UserError
 
 
@@ -85,9 +85,3 @@ def test_only_dense_tensors_of_finite_usual_numbers_pass(tensor, problem):
     with pytest.raises(UserError) as error:
         check_tensors(usual | {"a": tensor}, "file")
     assert str(error.value) == f"file: {problem}"
-
-
-def test_shape_is_described_with_whole_numbers():
-    assert describe_shape(torch.ones(2, 3)) == "(2, 3)"
-    assert describe_shape(torch.ones(1).half()) == "(1,)"
-    assert describe_shape(torch.ones(2).int()) == "(2,) of whole numbers"
