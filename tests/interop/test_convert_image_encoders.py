@@ -112,13 +112,6 @@ def test_an_image_encoder_without_positions_needs_the_image_size(eve, convert, t
     assert load_run(tmp_path / "run").config.input.image_size == 64
 
 
-def test_positions_of_an_image_encoder_are_resized_on_request(convert, tmp_path):
-    torch.save(timm_model("vit").state_dict(), tmp_path / "image.pth")
-    convert("image.pth", "run", *HEADS, *EXPERTS, "--image-size", 48)
-    positions = load_run(tmp_path / "run").task.get_parameter("encoder.image.positions")
-    assert positions.shape == (1 + 6 * 6, 64)
-
-
 @pytest.mark.parametrize("names", ["timm", "transformers"])
 @torch.no_grad()
 def test_vlmo_keeps_the_relative_positions_of_beit(convert, tmp_path, names):
@@ -214,14 +207,10 @@ def quantized(tensor: Tensor) -> Tensor:
     [
         (Tensor.long, "of whole numbers, "),
         (Tensor.double, "is float64, expected dense numbers"),
-        (lambda tensor: tensor.cfloat(), "is complex64, expected dense numbers"),
         (lambda tensor: tensor.to(torch.float8_e4m3fn), "is float8_e4m3fn, expected dense"),
         (quantized, "is qint8, expected dense numbers"),
         (Tensor.to_sparse, "is sparse_coo, expected dense numbers"),
-        (lambda tensor: tensor.to("meta"), "expected dense numbers"),
-        (lambda tensor: tensor * float("nan"), "holds NaN or infinity"),
         (lambda tensor: tensor - float("inf"), "holds NaN or infinity"),
-        (lambda tensor: torch.ones(1).expand(tensor.shape), "but the file holds less"),
     ],
 )
 def test_a_tensor_that_is_not_dense_and_finite_is_refused(refusal, change, message):

@@ -447,14 +447,3 @@ def test_without_transformers_one_sentence_says_what_to_install(monkeypatch):
     message = r"^eve_vl.interop.hf needs transformers: pip install 'eve-vl\[hf\]'$"
     with pytest.raises(ImportError, match=message):
         importlib.import_module("eve_vl.interop.hf")
-
-
-@kinds("vqa")
-def test_folders_and_files_of_others_say_how_to_make_a_run(hub, tmp_path):
-    message = r"hub: was saved by transformers; .*: hf\.to_run\(model, processor, FOLDER\)$"
-    with pytest.raises(UserError, match=message):
-        Eve.load(hub.folder)
-    (tmp_path / "eve.pth").write_bytes(b"weights")
-    message = r"is a file, not a run folder; .*: eve convert .*eve\.pth FOLDER$"
-    with pytest.raises(UserError, match=message):
-        Eve.load(tmp_path / "eve.pth")

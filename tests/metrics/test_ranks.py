@@ -1,4 +1,4 @@
-"""Ranks of matches: tables worked out by hand, slow twins in plain Python, the size of COCO 5K.
+"""Ranks of matches: tables worked out by hand, and slow twins in plain Python.
 
 Features of the twins are small whole numbers, so that scores are exact and ties are many.
 Letters: Q queries, C candidates, K ranked candidates, I images, T texts, D width.
@@ -146,6 +146,3 @@ def test_hits_equal_their_slow_twin_before_and_after_reranking(num_queries, num_
             keys.append(query_keys)
         reranked = reranked_ranks(topk_QK, first_QK, second_QK, matches, before)
         assert hits_of(reranked) == slow_hits(keys, wanted)
-
-
-# Size

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eve_vl.model.tokens import join
-from helpers.tiny_encoder import encoder, inputs_of, pixels, slow_encode, text_batch
+from helpers.tiny_encoder import encoder, inputs_of, slow_encode, text_batch
 
 
 @pytest.fixture(autouse=True)
@@ -31,22 +31,6 @@ def test_encode_equals_the_slow_encoder(kind, shallow):
     cls_position = 0 if kind == "image" else tokens.num_image
     torch.testing.assert_close(encoded.cls_BD, expected[:, cls_position], rtol=1e-4, atol=1e-4)
     assert encoded.text_BTD.shape == (3, 0 if text is None else 6, 16)
-
-
-def test_join_keeps_the_modality_and_the_padding_of_each_token():
-    model = encoder()
-    ids, is_padding = text_batch()
-    image = model.image(pixels(), torch.tensor([[3, 5]] * 3))
-    text = model.text(ids, is_padding)
-    pair = join(image, text)
-    assert pair.num_image == 3
-    assert torch.equal(pair.x_BND, torch.cat([image.x_BND, text.x_BND], dim=1))
-    assert pair.is_padding_BN is not None
-    assert not pair.is_padding_BN[:, :3].any()
-    assert torch.equal(pair.is_padding_BN[:, 3:], is_padding)
-    assert join(image, model.text(ids, None)).is_padding_BN is None
-    assert join(image, None) is image
-    assert join(None, text) is text
 
 
 def test_dropout_and_drop_path_are_off_in_evaluation():

@@ -217,18 +217,6 @@ def test_gradient_of_the_balance_loss_flows_only_through_the_gates():
         assert slope == pytest.approx(gradient[index].item(), rel=1e-4, abs=1e-8)
 
 
-def test_samples_that_crowd_onto_the_same_experts_keep_their_output():
-    """Unlike with a capacity of experts."""
-    moe = random_moe(experts=4)
-    inputs = random_inputs()
-    assert inputs.is_padding_BN is not None
-    output, _ = inputs.run(moe)
-    row = torch.ones(40, dtype=torch.long)
-    crowd = Inputs(inputs.x_BND[row], inputs.is_text_BN[row], inputs.is_padding_BN[row])
-    crowded, _ = crowd.run(moe)
-    torch.testing.assert_close(crowded[17], output[1], rtol=1e-5, atol=1e-6)
-
-
 def test_read_rows_are_those_of_the_whole_output():
     moe = random_moe()
     x_SD, rows = in_rows(random_inputs().x_BND, NUM_IMAGE)

@@ -178,19 +178,6 @@ def test_positions_are_resized_and_texts_cut(eve, tmp_path, words):
     assert "reconstruct" not in calls
 
 
-def test_fine_tuning_starts_from_a_converted_checkpoint(eve, tmp_path, words, no_report):
-    run = converted(
-        eve, tmp_path, tiny_checkpoint("pairs"), words, "--text-tokens", 0, "--image-size", 16
-    )
-    flags = (
-        "--init run --out trained --train.steps 1 --train.batch-size 2 --data.num-workers 0 "
-        "--data.train phantoms:train --data.val phantoms:val --data.val-samples 2"
-    )
-    done = eve("finetune", "m3ae_tiny_vqa", *flags.split())
-    assert done.returncode == 0, done.stderr
-    assert load_run(tmp_path / "trained").config.model == run.config.model
-
-
 def test_pre_training_from_a_converted_checkpoint_needs_only_a_new_decoder(eve, tmp_path, words):
     run = converted(eve, tmp_path, tiny_checkpoint("pairs"), words)
     config = replace(

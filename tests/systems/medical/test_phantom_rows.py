@@ -4,17 +4,12 @@ import numpy as np
 import pytest
 
 from eve_vl.config import DataConfig
-from eve_vl.config.generated_sources import generator_names
 from eve_vl.data.image_refs import ImageDrawing
 from eve_vl.data.opening import open_sources
 from eve_vl.systems.medical.phantoms.generator import PHANTOMS
 from eve_vl.systems.medical.phantoms.reports import COLUMNS, NORMAL
 from eve_vl.systems.medical.phantoms.rows import PhantomLabels, PhantomPairs, PhantomQuestions
 from eve_vl.utils.errors import UserError
-
-
-def test_every_generator_that_a_name_may_mean_is_there():
-    assert generator_names() == ["scenes", "phantoms"]
 
 
 def test_every_kind_of_row_shows_the_same_phantom():

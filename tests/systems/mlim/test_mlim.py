@@ -14,7 +14,6 @@ from eve_vl.model.image_embedding import ImageEmbed
 from eve_vl.model.stems import PatchConvStem
 from eve_vl.model.text_embedding import TextEmbed
 from eve_vl.model.tokens import Tokens
-from eve_vl.run import bench
 from eve_vl.systems.mlim.pretraining.config import MlimConfig
 from eve_vl.systems.mlim.pretraining.decoder import ConvDecoder
 from eve_vl.systems.mlim.pretraining.task import Mlim
@@ -229,13 +228,6 @@ def test_evaluation_measures_both_checks():
     # pixels from -1 to 1
     mse = 4 * F.mse_loss(painted[is_hidden], true_BCHW[is_hidden]).item()
     assert numbers["mim_mse"] == pytest.approx(mse, rel=1e-4)
-
-
-def test_bench_counts_the_tokens_that_a_step_shows():
-    batch = batch_of(9)
-    num_words = sum((~part.is_padding_BT).sum().item() for part in batch.parts)
-    num_tokens = bench._count_tokens([batch], CONFIG)
-    assert num_tokens == pytest.approx((10 + num_words / 9, num_words / 9))
 
 
 @pytest.mark.parametrize(
