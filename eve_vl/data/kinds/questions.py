@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from eve_vl.data.answer_sets import joined_things
 from eve_vl.data.batches import Batch, Sample, batch_field
 from eve_vl.data.field_values import Fields, field, first_of, row_id, to_text, to_texts
 from eve_vl.data.image_refs import ImageRef
@@ -16,6 +17,7 @@ from eve_vl.data.table import IMAGE_COLUMNS, RowColumns
 from eve_vl.utils.errors import printable
 
 QUESTION_IDS = ("question_id", "qid", "id")
+SET_COLUMN = "answer_set"
 TYPE_COLUMN = "answer_type"
 CONTENT_COLUMN = "content_type"
 
@@ -27,7 +29,8 @@ class ImageQuestion(Record):
     without answers. answer_type: accuracies are also reported by it (VQA v2: yes/no, number,
     other); "" if the data have no types. content_type: the subject of a medical question in the
     data's terms (SLAKE: Modality, Organ, …), else "". group: rows of one group are a minimal pair:
-    images or questions differ in one thing, and the answers differ.
+    images or questions differ in one thing, and the answers differ. is_answer_set: its answer names
+    all things that are asked for, as in DAQUAR (see answer_sets.py); WUPS is reported for these.
     """
 
     KIND: ClassVar[str] = "questions"
@@ -39,6 +42,7 @@ class ImageQuestion(Record):
     answer_type: str
     content_type: str = ""
     group: str = ""
+    is_answer_set: bool = False
 
     def facts(self) -> list[Fact]:
         """Return id, type and answers."""
@@ -54,7 +58,8 @@ class ImageQuestion(Record):
 class QuestionColumns(RowColumns):
     """One image, one question and, outside test sets, its answers.
 
-    Answers are one text, a list of texts, or VQA v2's objects.
+    Answers are one text, a list of texts of one annotator each, or VQA v2's objects; or SET_COLUMN
+    lists the things that one answer names.
     """
 
     DESCRIPTION = "questions about images"
@@ -63,7 +68,7 @@ class QuestionColumns(RowColumns):
     USUAL: ClassVar = {
         "image": IMAGE_COLUMNS,
         "text": ("question",),
-        "label": ("answers", "answer"),
+        "label": (SET_COLUMN, "answers", "answer"),
     }
     OTHERS = (*QUESTION_IDS, TYPE_COLUMN, CONTENT_COLUMN)
 
@@ -79,13 +84,18 @@ class QuestionColumns(RowColumns):
         """
         answer_type = _optional_text(fields, TYPE_COLUMN)
         content_type = _optional_text(fields, CONTENT_COLUMN)
+        answers = _answers(first_of(fields, self.labels))
+        is_answer_set = SET_COLUMN in self.labels and fields.get(SET_COLUMN) is not None
+        if is_answer_set and answers:
+            answers = (joined_things(answers),)
         return ImageQuestion(
             image=self.image(fields, root),
             question=to_text(field(fields, self.texts[0]), self.TEXT_ROLE),
-            answers=_answers(first_of(fields, self.labels)),
+            answers=answers,
             question_id=row_id(fields, QUESTION_IDS, row),
             answer_type=answer_type,
             content_type=content_type,
+            is_answer_set=is_answer_set,
             where=where,
         )
 
@@ -117,6 +127,7 @@ class QuestionBatch(Batch):
     """Equal for questions about one image."""
     content_types: tuple[str, ...] = batch_field("content_type")
     groups: tuple[str, ...] = batch_field("group")
+    are_answer_sets: tuple[bool, ...] = batch_field("is_answer_set")
 
 
 class QuestionRows(RowDataset):

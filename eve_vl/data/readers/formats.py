@@ -3,6 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
+from eve_vl.data.readers.daquar import asks_about_an_image
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.file_io import open_ordinary, parse_json
 
@@ -10,7 +11,7 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 )
 TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv"})
-FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
+FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text", "daquar")
 SHARDED_SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
 """Formats whose source may be a folder or a brace pattern of files."""
 FORMAT_BY_SUFFIX = {
@@ -20,7 +21,6 @@ FORMAT_BY_SUFFIX = {
     ".tsv": "tsv",
     ".parquet": "parquet",
     ".tar": "webdataset",
-    ".txt": "text",
 }
 DOCUMENT_FIELDS = frozenset({"annotations", "images", "questions"})
 """Fields of a JSON document, of which it has one at least; a row alone has none."""
@@ -28,7 +28,7 @@ COMPRESSED_SUFFIXES = (".gz", ".tgz", ".zip", ".zst", ".bz2", ".xz")
 
 
 def sniff(path: Path) -> str:
-    """Return the format of a path, from its name and, for JSON, its first line.
+    """Return the format of a path, from its name and, for JSON and texts, its first line.
 
     Raises UserError.
     """
@@ -37,6 +37,8 @@ def sniff(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix == ".json":
         return _sniff_json(path)
+    if suffix == ".txt":
+        return _sniff_text(path)
     if suffix in FORMAT_BY_SUFFIX:
         return FORMAT_BY_SUFFIX[suffix]
     if suffix in IMAGE_SUFFIXES:
@@ -75,3 +77,10 @@ def _sniff_json(path: Path) -> str:
         if rest.strip() or DOCUMENT_FIELDS.isdisjoint(fields):
             return "jsonl"
     return "json"
+
+
+def _sniff_text(path: Path) -> str:
+    """Distinguish DAQUAR's questions from other texts by the first line."""
+    with open_ordinary(path) as file:
+        first_line = file.readline(2**20).decode(errors="replace")
+    return "daquar" if asks_about_an_image(first_line) else "text"

@@ -11,6 +11,7 @@ from eve_vl.config.kinds import find_kind, kinds_of
 from eve_vl.data.kinds.registry import row_kinds
 from eve_vl.data.readers import published_layouts
 from eve_vl.data.readers.csv_table import CsvTable
+from eve_vl.data.readers.daquar import daquar_table
 from eve_vl.data.readers.folder import FolderTable
 from eve_vl.data.readers.formats import FORMATS, SHARDED_SUFFIXES, sniff
 from eve_vl.data.readers.json_documents import json_table
@@ -29,6 +30,7 @@ OPEN_BY_FORMAT: dict[str, Callable[[Path], Table]] = {
     "folder": FolderTable,
     "jsonl": JsonlTable,
     "text": TextTable,
+    "daquar": daquar_table,
     "csv": CsvTable,
     "tsv": partial(CsvTable, delimiter="\t"),
 }

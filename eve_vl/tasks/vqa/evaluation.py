@@ -11,6 +11,7 @@ import numpy as np
 
 from eve_vl.config import Config
 from eve_vl.config.generated_sources import generated
+from eve_vl.data.answer_sets import as_daquar, things_of
 from eve_vl.data.kinds.questions import QuestionBatch, QuestionRows
 from eve_vl.data.opening import open_train_and_val
 from eve_vl.data.records import usable_rows
@@ -19,6 +20,8 @@ from eve_vl.metrics import vqa as vqa_metrics
 from eve_vl.metrics.answer_form import normalize
 from eve_vl.metrics.answers_without_images import answers_by_question, answers_by_words
 from eve_vl.metrics.intervals import GROUP
+from eve_vl.metrics.wordnet import HOW_TO_GET, wordnet_similarity
+from eve_vl.metrics.wups import THRESHOLDS, wups
 from eve_vl.tasks.baseline import Baseline
 from eve_vl.tasks.classifier.evaluation import ABLATIONS, ClassifierEvaluator, Prediction
 from eve_vl.tasks.vqa.config import VQAConfig
@@ -27,6 +30,8 @@ from eve_vl.utils.errors import UserError
 
 # the baselines read at most this many rows of a generated source, spread evenly: drawing takes time
 GENERATED_ROWS = 10_000
+NUM_SETS = "num_answer_sets"
+WUPS = "wups_"
 
 
 class VQAEvaluator(ClassifierEvaluator[VQA]):
@@ -71,7 +76,7 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         return str(type(prediction.question_id)), prediction.question_id, prediction.where
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return the metrics of `metrics.vqa` and `num_outside_list`.
+        """Return the metrics of `metrics.vqa`, those of answer sets, and `num_outside_list`.
 
         The latter counts the questions without an answer in the list.
         """
@@ -86,6 +91,7 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
             columns["content_type"],
             columns["group"],
         )
+        numbers |= metrics_of_sets(predictions)
         num_outside = 0
         for prediction in predictions:
             if prediction.answers:
@@ -96,8 +102,10 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
         return numbers
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
-        """Add a sentence about answers that no run with this list can give."""
+        """Add sentences about missing WUPS and about answers outside the list of the run."""
         sentences = super().warnings(numbers)
+        if NUM_SETS in numbers and not any(name.startswith(WUPS) for name in numbers):
+            sentences.append(HOW_TO_GET)
         num_outside = numbers.get("num_outside_list")
         if num_outside:
             num_answered = numbers["num_questions"] - numbers["num_unanswered"]
@@ -144,17 +152,50 @@ class VQAEvaluator(ClassifierEvaluator[VQA]):
             for metric, value in self.metrics(guessed).items():
                 if "vqa_acc" in metric:
                     numbers[metric.replace("vqa_acc", name)] = value
+                elif metric.startswith(WUPS):
+                    numbers[metric + name.removeprefix("vqa_acc")] = value
             guessed_scores = self.per_row_scores(guessed)
             gain_R = np.subtract([*scores.values()], [*guessed_scores.values()]) / len(scores)
             numbers["vqa_acc"] = intervals.with_difference(accuracy, name, gain_R, groups)
         return numbers
 
     def prediction_file(self, predictions: Sequence[Prediction]) -> str:
-        """Return the JSON that the VQA server takes: a list of question_id and answer."""
+        """Return the JSON that the VQA server takes: a list of question_id and answer.
+
+        Answer sets are written as in DAQUAR's files.
+        """
         rows = []
         for prediction in predictions:
-            rows.append({"question_id": prediction.question_id, "answer": prediction.answer})
+            answer = prediction.answer
+            if prediction.is_answer_set:
+                answer = as_daquar(answer)
+            rows.append({"question_id": prediction.question_id, "answer": answer})
         return json.dumps(rows, indent=0) + "\n"
+
+
+def metrics_of_sets(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Return the metrics of answers that are sets of things; empty if there are none.
+
+    num_answer_sets: their questions. wups_0.9, wups_0.0: their mean WUPS at these thresholds, if
+    WordNet is there.
+    """
+    sets = [prediction for prediction in predictions if prediction.is_answer_set]
+    sets = [prediction for prediction in sets if prediction.answers]
+    if not sets:
+        return {}
+    numbers: dict[str, float] = {NUM_SETS: len(sets)}
+    similarity = wordnet_similarity()
+    if similarity is None:
+        return numbers
+    images = [prediction.image_id for prediction in sets]
+    for threshold in THRESHOLDS:
+        scores = []
+        for prediction in sets:
+            predicted = things_of(normalize(prediction.answer))
+            true = things_of(normalize(prediction.answers[0]))
+            scores.append(wups(predicted, true, similarity, threshold))
+        numbers[f"{WUPS}{threshold}"] = intervals.mean(scores, images, is_share=True)
+    return numbers
 
 
 def with_answers(predictions: Sequence[Prediction], answers: Sequence[str]) -> list[Prediction]:
