@@ -51,6 +51,41 @@ def test_recalls_are_those_worked_out_by_hand():
         retrieval.summary(certain_ranks(0), certain_ranks(NO_MATCH))
 
 
+def recall_by_itm_eval(score_QC: np.ndarray, matches_of_query: list[list[int]]) -> dict[int, float]:
+    """Return recalls as ALBEF's itm_eval defines them, by sorting each row of scores."""
+    ranks = []
+    for scores, matches in zip(score_QC, matches_of_query, strict=True):
+        order = list(np.argsort(-scores))
+        ranks.append(min(order.index(match) for match in matches))
+    return {k: sum(rank < k for rank in ranks) / len(ranks) for k in RECALLS}
+
+
+def test_recalls_are_those_of_itm_eval_with_five_or_six_captions_per_image():
+    rng = np.random.default_rng(0)
+    texts_of_image: list[list[int]] = []
+    image_of_text: list[int] = []
+    for image in range(60):
+        num_texts = 5 + image % 2
+        texts_of_image.append(list(range(len(image_of_text), len(image_of_text) + num_texts)))
+        image_of_text += [image] * num_texts
+    image_ID = rng.normal(size=(60, 16))
+    text_TD = image_ID[image_of_text] + 2 * rng.normal(size=(len(image_of_text), 16))
+    tr = recall_by_itm_eval(image_ID @ text_TD.T, texts_of_image)
+    ir = recall_by_itm_eval(text_TD @ image_ID.T, [[image] for image in image_of_text])
+
+    relevance = Relevance.from_pairs(image_of_text, range(len(image_of_text)), 60, len(text_TD))
+    images = torch.from_numpy(image_ID)
+    texts = torch.from_numpy(text_TD)
+    numbers = retrieval.summary(
+        best_ranks(images, texts, relevance.texts_of_image),
+        best_ranks(texts, images, relevance.images_of_text),
+    )
+    for k in RECALLS:
+        assert (numbers[f"tr{k}"], numbers[f"ir{k}"]) == pytest.approx((tr[k], ir[k]))
+    assert 0 < tr[1] < tr[10] < 1
+    assert numbers["r_mean"] == pytest.approx(sum([*tr.values(), *ir.values()]) / 6)
+
+
 # Intervals
 
 

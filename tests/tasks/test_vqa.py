@@ -11,6 +11,7 @@ import torch
 
 from eve_vl.data.loader import eval_loader
 from eve_vl.run.loading import read_labels
+from eve_vl.tasks.classifier.evaluation import Prediction
 from eve_vl.tasks.evaluator import evaluator_of
 from eve_vl.tasks.vqa import evaluation as vqa_evaluation
 from eve_vl.tasks.vqa.task import VQA
@@ -143,3 +144,49 @@ def test_accuracy_is_compared_with_answers_without_the_image(monkeypatch):
     assert accuracy == result.numbers["vqa_acc"]
     low, high = accuracy.versus["vqa_acc_blind"]
     assert low < accuracy - numbers["vqa_acc_blind"] < high
+
+
+def things(row: int, answer: str, truth: str) -> Prediction:
+    return Prediction(
+        answer=answer,
+        answers=(truth,),
+        answer_type="",
+        content_type="",
+        group="",
+        question=f"what is on desk {row % 2}",
+        question_id=row,
+        image_id=row,
+        is_answer_set=True,
+        name=f"t:{row}",
+        where=f"t:{row}",
+    )
+
+
+def test_answer_sets_have_wups_if_there_is_wordnet(monkeypatch):
+    def similarity(word: str, second_word: str) -> float:
+        return 0.5 if {word, second_word} == {"lamp", "paper tray"} else 0.0
+
+    evaluator = evaluator_of(vqa_task())
+    predictions = [
+        things(0, "lamp & paper tray", "lamp & paper_tray"),
+        things(1, "lamp", "paper_tray"),
+        things(2, "lamp", "lamp & paper_tray"),
+    ]
+    train = [("what is on desk 1", ("paper_tray",)), ("what is on desk 0", ("lamp",))]
+    monkeypatch.setattr(vqa_evaluation, "training_questions", lambda _: train)
+    monkeypatch.setattr(vqa_evaluation, "wordnet_similarity", lambda: similarity)
+    numbers = evaluator.metrics(predictions)
+    assert numbers["num_answer_sets"] == 3
+    assert numbers["vqa_acc"] == pytest.approx(1 / 3)
+    assert numbers["wups_0.9"] == pytest.approx((1 + 0.05 + 0.05) / 3)
+    assert numbers["wups_0.0"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    baselines = evaluator.data_baselines(predictions)
+    assert baselines["wups_0.0_blind"] == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert not any("WordNet" in sentence for sentence in evaluator.warnings(numbers))
+    answers = [row["answer"] for row in json.loads(evaluator.prediction_file(predictions))]
+    assert answers == ["lamp, paper_tray", "lamp", "lamp"]
+
+    monkeypatch.setattr(vqa_evaluation, "wordnet_similarity", lambda: None)
+    numbers = evaluator.metrics(predictions)
+    assert "wups_0.9" not in numbers
+    assert "WUPS needs WordNet" in evaluator.warnings(numbers)[0]

@@ -41,6 +41,17 @@ def test_answers_and_ids_of_json_lines(root):
     assert guess_kind(path) == "questions"
 
 
+def test_an_answer_set_is_one_answer_that_names_its_things(root):
+    things = {"answer_set": ["vase", " lamp", "vase"], "answers": ["vase", "lamp", "vase"]}
+    path = write_jsonl(root / "t.jsonl", [IS_RED | things, IS_RED | {"answer_set": []}, IS_RED])
+    source = open_source(path, kind="questions")
+    assert values_of(source, "answers") == [("lamp & vase",), (), ()]
+    assert values_of(source, "is_answer_set") == [True, True, False]
+    by_annotators = open_source(path, kind="questions", label_column="answers")
+    assert by_annotators[0].answers == ("vase", "lamp", "vase")
+    assert not by_annotators[0].is_answer_set
+
+
 @pytest.mark.parametrize(
     ("values", "first"),
     [

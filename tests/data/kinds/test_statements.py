@@ -193,6 +193,16 @@ def test_nlvr2_other_splits_may_have_no_labels(tmp_path, split, folder):
     assert values_of(source, "group") == [f"{split}-850-0", f"{split}-850-1"]
 
 
+@pytest.mark.parametrize("folder", ["images/dev", "dev"])
+def test_nlvr2_images_next_to_the_folder_of_the_file(tmp_path, folder):
+    """As in its repository, which has data/dev.json."""
+    write_nlvr2_images(tmp_path / folder, "dev-850-0")
+    (tmp_path / "data").mkdir()
+    path = write_jsonl(tmp_path / "data" / "dev.json", [nlvr2_row("dev-850-0-0", label="True")])
+    (statement,) = statements(path)
+    assert statement.left == ImageFile(path=tmp_path / folder / "dev-850-0-img0.png")
+
+
 def test_nlvr2_mistakes_are_refused(tmp_path):
     write_nlvr2_images(tmp_path / "dev", "dev-850-0")
     rows = [
