@@ -70,7 +70,7 @@ def test_a_section_of_a_kind_of_its_own_needs_no_name():
     assert "name" not in to_dict(InputConfig())
 
 
-@pytest.mark.parametrize("form", [FORMAT + 1, 2, 1, 0, "2", 1.5, None, [1]])
+@pytest.mark.parametrize("form", [FORMAT + 1, FORMAT - 1, str(FORMAT), None])
 def test_another_format_is_one_error(form):
     values = json.loads(config_to_json(get_recipe("tiny"))) | {
         "format": form,

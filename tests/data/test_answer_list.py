@@ -21,7 +21,8 @@ from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.tasks.vqa.task import VQA
 from eve_vl.utils.errors import UserError
 from helpers.source_files import write_jsonl
-from helpers.twins import ListSource, questions, tiny_config
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, questions
 
 ANSWERS = answers_of("train")
 LIST = ["yes", "two dogs", "café au lait"]

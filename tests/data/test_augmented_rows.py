@@ -14,7 +14,8 @@ from eve_vl.data.kinds.statements import StatementRows
 from eve_vl.data.row_dataset import RowDataset
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.utils.errors import UserError
-from helpers.twins import pairs, questions, statements, tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import pairs, questions, statements, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 ROWS: dict[type[RowDataset], Any] = {

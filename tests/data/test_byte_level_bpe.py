@@ -12,8 +12,8 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.synthetic.scenes.rows import ScenePairs
+from helpers.tiny_rows import CAPTIONS, tiny_tokenizer
 from helpers.tokenizer_files import TRICKY_TEXTS
-from helpers.twins import CAPTIONS, tiny_tokenizer
 
 CJK_TEXTS = (
     "一只黑猫坐在木椅子上",

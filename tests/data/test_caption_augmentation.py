@@ -15,7 +15,8 @@ from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.masked_signal.config import MaskedSignalConfig
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.tasks.retrieval.config import RetrievalConfig
-from helpers.twins import ListSource, noise, tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, noise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 RETRIEVAL = RetrievalConfig(dedup_captions=True)

@@ -16,7 +16,7 @@ from eve_vl.data.readers.open_source import open_source
 from eve_vl.synthetic.scenes.rows import ScenePairs
 from helpers.captioned_folders import redraw, write_data
 from helpers.tars import write_tar_of
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 
 def identity_of(source: Any) -> str:

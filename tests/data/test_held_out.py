@@ -19,7 +19,7 @@ from eve_vl.run.startup_summary import data_lines
 from eve_vl.utils.errors import UserError
 from helpers.source_files import write_jsonl
 from helpers.tars import write_tar_of
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 TOO_FEW = "has too few images or texts for a held-out split"
 

@@ -21,8 +21,8 @@ from eve_vl.data.splits import Splits
 from helpers.encoded_images import encode
 from helpers.source_files import write_jsonl
 from helpers.tars import tar_of, write_tar_of
+from helpers.tiny_config import tiny_config
 from helpers.tiny_runs import noise
-from helpers.twins import tiny_config
 
 NUM_IMAGES = 60
 NUM_COPIES = 20  # of the first images

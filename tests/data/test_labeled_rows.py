@@ -20,7 +20,8 @@ from eve_vl.data.kinds.labels import (
 from eve_vl.data.loader import eval_loader
 from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.utils.errors import BadSampleError
-from helpers.twins import ListSource, noise, tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, noise, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 LABELS = [("red", "ring"), ("blue",), ()]  # in turn

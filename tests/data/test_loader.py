@@ -16,7 +16,8 @@ from eve_vl.data.masked_batches import PairBatch
 from eve_vl.data.order import epoch_order
 from eve_vl.data.row_dataset import eval_positions
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
-from helpers.twins import ListSource, pairs, tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, pairs, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 Row = tuple[Any, ...]

@@ -7,7 +7,8 @@ import torch
 from eve_vl.data.batches import Sample
 from eve_vl.data.masked_batches import PairBatch
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
-from helpers.twins import pairs, tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import pairs, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 

@@ -15,15 +15,8 @@ from eve_vl.data.kinds.statements import StatementRows
 from eve_vl.data.row_dataset import RowDataset
 from eve_vl.tasks.classification.config import ClassificationConfig
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
-from helpers.twins import (
-    ListSource,
-    noise,
-    pairs,
-    questions,
-    statements,
-    tiny_config,
-    tiny_tokenizer,
-)
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, noise, pairs, questions, statements, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 # of the model's size, so that nothing but mirroring changes an image

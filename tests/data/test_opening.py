@@ -13,7 +13,7 @@ from eve_vl.predict.inputs import is_source
 from eve_vl.search.sources import source_name
 from eve_vl.synthetic.scenes.sampling import sample_scene
 from eve_vl.utils.errors import UserError
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 
 def opened(spec: str | Path, kind: str = "captions", **options: Any) -> Any:

@@ -18,7 +18,8 @@ from eve_vl.data.row_hashes import row_keys
 from eve_vl.tasks.masked_signal.dataset import MaskedPairs
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.color_cards import encoded_card
-from helpers.twins import ListSource, pairs, questions, statements, tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import ListSource, pairs, questions, statements, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 

@@ -21,7 +21,8 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.utils.errors import UserError
 from helpers.color_cards import COLORS, write_images
 from helpers.source_files import write_jsonl
-from helpers.twins import pairs, tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import pairs, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 SETS = ["fine"] * 26 + ["bold"] * 17 + ["flat"] * 9 + ["rare"] * 3 + [None, ""]

@@ -18,7 +18,7 @@ from eve_vl.data.kinds.images import ImageOnly
 from eve_vl.data.readers.open_source import open_source
 from eve_vl.data.source_check import check_source
 from helpers.source_files import write_jsonl
-from helpers.twins import ListSource, noise
+from helpers.tiny_rows import ListSource, noise
 
 
 @pytest.fixture

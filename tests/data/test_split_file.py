@@ -18,7 +18,7 @@ from eve_vl.data.splits import Splits
 from eve_vl.run.training import train
 from eve_vl.utils.errors import UserError
 from helpers.source_files import write_jsonl
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 Rows = list[tuple[int, list[str]]]
 """Number of an image, captions."""

@@ -8,6 +8,7 @@ from tokenizers import processors
 
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.utils.errors import UserError
+from helpers.tiny_rows import CAPTIONS, tiny_tokenizer
 from helpers.tokenizer_files import (
     TRICKY_TEXTS,
     WORDS,
@@ -16,7 +17,6 @@ from helpers.tokenizer_files import (
     word_level,
     word_level_tokenizer,
 )
-from helpers.twins import CAPTIONS, tiny_tokenizer
 
 LONG_TEXTS = (
     " ".join(CAPTIONS) * 10,

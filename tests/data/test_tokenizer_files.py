@@ -10,8 +10,8 @@ import transformers
 
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.utils.errors import UserError, explained
+from helpers.tiny_rows import CAPTIONS, tiny_tokenizer
 from helpers.tokenizer_files import TRICKY_TEXTS, WORDS, bert_tokenizer, save, word_level
-from helpers.twins import CAPTIONS, tiny_tokenizer
 
 
 def assert_refused(message: str, path: Path) -> None:

@@ -23,7 +23,7 @@ from eve_vl.tasks.retrieval.task import Retrieval
 from eve_vl.train.learning_rate import learning_rate
 from eve_vl.train.optimizer import build_optimizer
 from golden_check import Fixture
-from helpers.twins import in_rows
+from helpers.slow_experts import in_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PUBLISHED_RECALLS = {

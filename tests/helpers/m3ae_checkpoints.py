@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.twins import Shapes
+from helpers.checkpoint_shapes import Shapes
 
 NUM_LABELS = 5
 TASK_OF_HEAD = {

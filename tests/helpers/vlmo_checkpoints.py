@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.twins import Shapes
+from helpers.checkpoint_shapes import Shapes
 
 MAX_WORDS = 40  # of a text
 NUM_ANSWERS = 5

@@ -24,7 +24,8 @@ from eve_vl.tasks.task import Sizes
 from eve_vl.tasks.vqa.config import VQAConfig
 from helpers.complaints import complaint
 from helpers.published import GOLDEN, tiny_published
-from helpers.twins import tiny_config, tiny_tokenizer
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

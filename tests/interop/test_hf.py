@@ -44,8 +44,9 @@ from eve_vl.tasks.task import Task
 from eve_vl.tasks.vqa.task import VQA
 from eve_vl.utils.errors import UserError
 from helpers.hf_runs import noise_image, write
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import CAPTIONS, pairs
 from helpers.tiny_tasks import ANSWER_LIST, TOKENIZER, build, eval_set, rows_of, train_set
-from helpers.twins import CAPTIONS, pairs, tiny_config
 
 CLASSES = {
     "masked": hf.EveForMaskedModeling,

@@ -23,8 +23,9 @@ from eve_vl.run.writing import write_run
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.utils.errors import UserError
 from helpers.hf_runs import noise_image, write
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import CAPTIONS
 from helpers.tiny_tasks import ANSWER_LIST, TOKENIZER, build
-from helpers.twins import CAPTIONS, tiny_config
 
 
 def save_model(name: str, folder: Path) -> Path:

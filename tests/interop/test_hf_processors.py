@@ -23,9 +23,10 @@ from eve_vl.interop.hf_processing import EveTokenizerFast
 from eve_vl.utils.errors import UserError
 from helpers.encoded_images import encode
 from helpers.hf_runs import noise_image, write
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import CAPTIONS, ListSource
 from helpers.tiny_tasks import ANSWER_LIST, TOKENIZER, config_of, rows_of
 from helpers.tokenizer_files import TRICKY_TEXTS, bert_tokenizer, word_level_tokenizer
-from helpers.twins import CAPTIONS, ListSource, tiny_config
 
 
 def encoded_images() -> list[bytes]:

@@ -37,9 +37,12 @@ from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 from eve_vl.tasks.heads import Graph, Heads
 from eve_vl.tasks.task import Task
 from eve_vl.utils.errors import UserError
+from helpers.random_weights import randomize
+from helpers.slow_experts import in_rows, random_moe, slow_moe
+from helpers.tiny_config import tiny_config
+from helpers.tiny_rows import tiny_tokenizer
 from helpers.tiny_runs import ANSWERS, TEXTS, assert_close, noise, pixels, tiny_run, write_run
 from helpers.tiny_towers import tiny_towers
-from helpers.twins import in_rows, random_moe, randomize, slow_moe, tiny_config, tiny_tokenizer
 from helpers.vlmo import tiny_vlmo
 
 EXPERTS = {"depth": 1, "num_deep_blocks": 1, "num_experts": 3}

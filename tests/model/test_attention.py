@@ -16,8 +16,8 @@ from eve_vl.model import attention as attention_module
 from eve_vl.model.attention import Attention, attention_mask
 from eve_vl.model.packing import PackedTokens, ReadPositions, SequenceOrder
 from eve_vl.model.tokens import Tokens
+from helpers.random_weights import randomize
 from helpers.tiny_encoder import torch_twin
-from helpers.twins import randomize
 
 B = 3
 N = 5

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from eve_vl.model.block import Block, drop_path
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.feed_forward import FeedForward
+from helpers.random_weights import randomize
+from helpers.slow_experts import in_rows
 from helpers.tiny_encoder import SIZES, VOCAB, encoder, model_config
-from helpers.twins import in_rows, randomize
 
 DIM = 16
 HEADS = 2

@@ -14,8 +14,9 @@ from eve_vl.model.encoder import Encoder
 from eve_vl.model.reference_moe import ReferenceMoE
 from eve_vl.model.router import chosen_ME
 from eve_vl.model.tokens import Tokens, index_tokens, join
+from helpers.random_weights import randomize
+from helpers.slow_experts import router_sums
 from helpers.tiny_encoder import SIZES, VOCAB, encoder, model_config, pixels, text_batch
-from helpers.twins import randomize, router_sums
 
 B = 3
 NUM_IMAGE = 17

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eve_vl.model.experts import grouped_linear, grouped_mm_works, row_tile
-from helpers.twins import random_moe, slow_ffn
+from helpers.slow_experts import random_moe, slow_ffn
 
 WEIGHTS = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 

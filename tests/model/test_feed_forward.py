@@ -12,8 +12,9 @@ from eve_vl.model.encoder import Encoder
 from eve_vl.model.feed_forward import FeedForward, ModalityFeedForward, PairFeedForward
 from eve_vl.model.moe import MoE
 from eve_vl.model.reference_moe import ReferenceMoE
+from helpers.random_weights import randomize
+from helpers.slow_experts import in_rows
 from helpers.tiny_encoder import SIZES, VOCAB, model_config, slow_ffn_part
-from helpers.twins import in_rows, randomize
 
 B = 2
 N = 7

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.model.heads import ContrastHead, ITMHead, MLPHead, PairedAttentionHead, TokenHead
-from helpers.twins import randomize
+from helpers.random_weights import randomize
 
 D = 8
 HEADS = 2

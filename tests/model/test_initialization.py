@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from eve_vl.model.initialization import initialize
 from eve_vl.tasks.masked_signal.task import MaskedSignal
 from eve_vl.tasks.task import Sizes
-from helpers.twins import tiny_config
+from helpers.tiny_config import tiny_config
 
 BIASES = {"bias", "q_bias", "v_bias", "fc1_bias", "fc2_bias"}
 NORMAL = {

@@ -17,7 +17,7 @@ from eve_vl.model.feed_forward import quick_gelu
 from eve_vl.model.moe import MoE
 from eve_vl.model.packing import ReadPositions
 from eve_vl.model.router import chosen_ME
-from helpers.twins import (
+from helpers.slow_experts import (
     TwinStats,
     in_rows,
     random_moe,

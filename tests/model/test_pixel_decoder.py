@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from eve_vl.model.pixel_decoder import PixelDecoder, sincos_positions
 from eve_vl.model.tokens import Tokens
+from helpers.random_weights import randomize
+from helpers.slow_experts import in_rows
 from helpers.tiny_encoder import LENGTHS, SIZES, model_config, text_batch
-from helpers.twins import in_rows, randomize
 
 DIM = 8
 HEADS = 2

@@ -13,7 +13,8 @@ from eve_vl.model.packing import PackedTokens, ReadPositions
 from eve_vl.model.reference_moe import ReferenceMoE, capacity, gumbel_noise, queue
 from eve_vl.model.router import chosen_ME
 from eve_vl.model.tokens import Tokens
-from helpers.twins import in_rows, randomize, slow_ffn
+from helpers.random_weights import randomize
+from helpers.slow_experts import in_rows, slow_ffn
 
 B = 3
 N = 7

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.model.submodules import replace_submodules
-from helpers.twins import randomize
+from helpers.random_weights import randomize
 
 
 class Double(nn.Module):

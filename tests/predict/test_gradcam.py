@@ -18,8 +18,8 @@ from eve_vl.model.encoder import Encoder
 from eve_vl.model.packing import PackedTokens
 from eve_vl.model.submodules import replace_submodules
 from eve_vl.predict.gradcam import gradcam
+from helpers.random_weights import randomize
 from helpers.tiny_encoder import VOCAB, encoder
-from helpers.twins import randomize
 
 NUM_IMAGE = 17  # [CLS] and 16 patches
 NUM_TOKENS = NUM_IMAGE + 5

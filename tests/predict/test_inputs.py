@@ -21,7 +21,7 @@ from eve_vl.predict.user_texts import user_texts
 from eve_vl.utils import console
 from eve_vl.utils.errors import UserError
 from helpers.encoded_images import encode, exif_of
-from helpers.twins import tiny_tokenizer
+from helpers.tiny_rows import tiny_tokenizer
 
 SIZES = InputConfig(image_size=16, patch_size=16)
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

@@ -36,10 +36,12 @@ from eve_vl.tasks.retrieval.config import RetrievalConfig
 from eve_vl.tasks.task import Sizes
 from eve_vl.tasks.vqa.config import VQAConfig
 from eve_vl.utils.errors import UserError
+from helpers.random_weights import randomize
+from helpers.tiny_config import tiny_config
 from helpers.tiny_encoder import torch_twin
+from helpers.tiny_rows import CAPTIONS
 from helpers.tiny_runs import ANSWERS, TEXT, noise
 from helpers.tiny_towers import tiny_towers
-from helpers.twins import CAPTIONS, randomize, tiny_config
 
 VOCAB = 300
 NUM_IMAGE = 17

@@ -25,7 +25,7 @@ from helpers.contrast_match_batches import (
     features_of,
     slow_contrast,
 )
-from helpers.twins import ListSource
+from helpers.tiny_rows import ListSource
 
 SEMANTIC = config_of(**CONTRAST_ONLY, itc_targets="semantic")
 STATES: list[dict[str, int]] = [

@@ -22,7 +22,8 @@ from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import BadSampleError, UserError
 from helpers.color_cards import guess_kind, reason, write_images
 from helpers.mlim import TOKENIZER, item_pairs
-from helpers.twins import randomize, tiny_config
+from helpers.random_weights import randomize
+from helpers.tiny_config import tiny_config
 
 IMAGES = ["images/red.png", "images/lime.png"]
 CAPTIONS = ["a red card", "a lime one"]

@@ -16,6 +16,7 @@ from eve_vl.model.feed_forward import PairFeedForward
 from eve_vl.model.tokens import Tokens, index_tokens, join
 from eve_vl.systems.vlmo.encoder import VlmoEncoder
 from eve_vl.systems.vlmo.relative_positions import geometric_places, resize_distances, spline
+from helpers.random_weights import randomize
 from helpers.tiny_encoder import (
     LENGTHS,
     SIZES,
@@ -24,7 +25,6 @@ from helpers.tiny_encoder import (
     slow_encode,
     text_batch,
 )
-from helpers.twins import randomize
 from helpers.vlmo import slow_row, tiny_vlmo
 
 L = 3
