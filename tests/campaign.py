@@ -112,11 +112,26 @@ def main() -> int:
     """Run the campaign, or one input of it; return the exit status."""
     parser = campaign_parser(__doc__)
     parser.add_argument("--inputs", type=int, default=1000)
-    parser.add_argument("--only", action="append", default=[], help="readers whose names begin so")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        help="readers whose names begin so",
+    )
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--timeout", type=float, default=10, help="seconds that one input may take")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=10,
+        help="seconds that one input may take",
+    )
     memory_help = "MiB that one input may need, beside the 350 of an idle process"
-    parser.add_argument("--memory", type=int, default=700, help=memory_help)
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=700,
+        help=memory_help,
+    )
     parser.add_argument("--case", help="READER:NUMBER, to see one input again")
     flags = parser.parse_args()
     out = work_folder(flags.out)

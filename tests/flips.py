@@ -41,7 +41,11 @@ OUTCOMES = ("refused", "same", "CHANGED", "traceback", "death", "hang")
 TOLERANCE = 1e-3
 STEPS = 4
 NUM_IMAGES = 8
-TASKS = {"masked": None, "retrieval": RetrievalConfig(projection_dim=8), "vqa": ASKED}
+TASKS = {
+    "masked": None,
+    "retrieval": RetrievalConfig(projection_dim=8),
+    "vqa": ASKED,
+}
 SEARCHES: tuple[dict[str, Any], ...] = (
     {"rerank": 0},
     {"captions": True},
@@ -91,8 +95,16 @@ def run_config(base: Path, name: str, steps: int = STEPS) -> Config:
         "log_every": 1,
         "lr": 1e-2,
     }
-    data = {"train": rows, "val": rows, "crop_scale": (1, 1)}
-    config = tiny_config(task=TASKS[name], data=data, train=options)
+    data = {
+        "train": rows,
+        "val": rows,
+        "crop_scale": (1, 1),
+    }
+    config = tiny_config(
+        task=TASKS[name],
+        data=data,
+        train=options,
+    )
     init = None if name == "masked" else base / "masked"
     return replace(config, out=base / name, init=init)
 
@@ -104,7 +116,13 @@ def make_index(base: Path, num_rows: int) -> None:
         name = f"{number // 1000}/{number}.png"
         write_image(base / "images" / name, number)
         caption = f"{CAPTIONS[number % 6]} {number}"
-        rows.append({"image": name, "caption": caption, "set": str(number % 3)})
+        rows.append(
+            {
+                "image": name,
+                "caption": caption,
+                "set": str(number % 3),
+            }
+        )
     table = base / "images/rows.jsonl"
     table.write_bytes(lines(rows))
     Eve.load(base / "retrieval").index(table, base / "index")
@@ -247,10 +265,30 @@ def restore(copy: Path, folder: Path) -> None:
 def main() -> int:
     """Flip bits; return the exit status."""
     parser = campaign_parser(__doc__)
-    parser.add_argument("--flips", type=int, default=100, help="of each trial")
-    parser.add_argument("--only", action="append", default=[], help="trials whose names begin so")
-    parser.add_argument("--rows", type=int, default=10_000, help="of the index")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds that one flip may take")
+    parser.add_argument(
+        "--flips",
+        type=int,
+        default=100,
+        help="of each trial",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        help="trials whose names begin so",
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=10_000,
+        help="of the index",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60,
+        help="seconds that one flip may take",
+    )
     flags = parser.parse_args()
     out = empty_folder(parser, flags.out)
     print(f"works in {out}", flush=True)

@@ -47,7 +47,13 @@ from helpers.raw_http import TOKEN, Request, exchange, request_head
 from helpers.serving import BOMB, CALLS, IMAGE_CALLS, as_json, base64_text, png
 from helpers.tiny_runs import TEXTS, tiny_run, write_run
 
-LIMITS = Limits(queue=64, memory_mb=64, body_mb=2, pixels=4_000_000, body_seconds=5.0)
+LIMITS = Limits(
+    queue=64,
+    memory_mb=64,
+    body_mb=2,
+    pixels=4_000_000,
+    body_seconds=5.0,
+)
 CHANGED_LIMITS = ("queue", "memory_mb", "body_mb", "pixels", "body_seconds")
 # of states, if a batch is full, and of gaps: the server keeps freed memory, so its growth ends at a
 # plateau
@@ -55,7 +61,14 @@ BATCH_MB = 64
 STATUSES = {200, 400, 401, 404, 405, 408, 411, 413, 415, 431, 503}
 NUMBERS = (0, -1, 1.5, 2**31, 2**63 - 1, -(2**63), 10**30, 1e308, -0.0)
 STRINGS = ("", " ", "a", "\0", "\ud7ff", "ä" * 50, "../../etc/passwd", "/etc/passwd", "\u202e")
-NESTED: tuple[Any, ...] = ([], {}, [[]], [None], {"a": {}}, ["a"] * 70)
+NESTED: tuple[Any, ...] = (
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": {}},
+    ["a"] * 70,
+)
 ODD: tuple[Any, ...] = (None, True, *NUMBERS, *STRINGS, *NESTED, "file:///etc/passwd", "[MASK]")
 ODD_NAMES = ("x", "batch_size", "progress", "format", "image_root")
 ODD_PATHS = ("/v1/runs/../../etc/passwd", "/v1/images/%2e%2e", "/%00", "//")
@@ -71,7 +84,15 @@ GETS = (
 )
 RUNS = ("retrieval", "masked", "vqa", "nlvr2")
 METHODS = (b"GET", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"P\xffST")
-SIZES = ((1, 1), (3, 1), (1, 2000), (64, 64), (700, 500), (2500, 1500), (4000, 1100))
+SIZES = (
+    (1, 1),
+    (3, 1),
+    (1, 2000),
+    (64, 64),
+    (700, 500),
+    (2500, 1500),
+    (4000, 1100),
+)
 MODES = {
     "JPEG": ("RGB", "L"),
     "PPM": ("RGB", "L"),
@@ -137,7 +158,11 @@ def right_requests() -> list[Request]:
         "folder": "photos/old",
         "where": {"class": "old"},
     }
-    by_image = {"image": as_json(png(3)), "captions": True, "rerank": 2}
+    by_image = {
+        "image": as_json(png(3)),
+        "captions": True,
+        "rerank": 2,
+    }
     return [*requests, Request("/v1/search", by_text), Request("/v1/search", by_image)]
 
 
@@ -176,7 +201,13 @@ def with_damage(rng: Random, request: Request) -> tuple[str, bytes]:
         image = damaged_image(rng)
         image_names = [name for name in values if name in IMAGE_FIELDS]
         image_name = rng.choice(image_names or [name])
-        values[image_name] = rng.choice((image, [image], [image, damaged_image(rng)]))
+        values[image_name] = rng.choice(
+            (
+                image,
+                [image],
+                [image, damaged_image(rng)],
+            )
+        )
     body = json.dumps(values).encode()
     if kind == "json":
         body = write_json(rng, mutate_json(rng, values))
@@ -213,7 +244,11 @@ def damaged_message(rng: Random, path: str, body: bytes) -> Message:
         length = 0
     token = f"{TOKEN}s" if rng.random() < 0.02 else TOKEN
     head = request_head(path, length, token, content_type)
-    message = Message(data=method + head + body, method=method, is_whole=is_whole)
+    message = Message(
+        data=method + head + body,
+        method=method,
+        is_whole=is_whole,
+    )
     if 0.11 < kind < 0.14:
         place = rng.randrange(len(head))
         message.data = message.data[:place] + rng.randbytes(3) + message.data[place:]
@@ -357,7 +392,12 @@ def serving(folder: Path, flags: Sequence[str]) -> Iterator[Server]:
     log = folder / "log"
     with (
         log.open("wb") as file,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True) as process,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+        ) as process,
     ):
         assert process.stdout is not None
         try:
@@ -402,10 +442,20 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--clients", type=int, default=50, help="connections at a time")
+    parser.add_argument(
+        "--clients",
+        type=int,
+        default=50,
+        help="connections at a time",
+    )
     parser.add_argument("--seed", type=int, default=1)
     beside = "seconds to measure a client next to two hostile ones"
-    parser.add_argument("--beside", type=float, default=0, help=beside)
+    parser.add_argument(
+        "--beside",
+        type=float,
+        default=0,
+        help=beside,
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="secret_") as folder:
         if not args.beside:

@@ -59,7 +59,12 @@ class Comparison:
         self.failed: list[str] = []
         self.compared: set[str] = set()
 
-    def __call__(self, kind: str, name: str, ours: Tensor) -> None:
+    def __call__(
+        self,
+        kind: str,
+        name: str,
+        ours: Tensor,
+    ) -> None:
         """Compare one tensor; numbers of kind "exact" must be equal."""
         self.compared.add(name)
         theirs = self.recorded[name]
@@ -103,7 +108,13 @@ class Fixture:
         sizes = replace(sizes, padded_text_length=derived["text_length_pair"])
         balance_weight = derived["gate_loss_weight"]
         model = replace(model, routing=VERSIONS[version], balance_weight=balance_weight)
-        plan = Conversion(tensors=tensors, sizes=sizes, model=model, section=section, unused="")
+        plan = Conversion(
+            tensors=tensors,
+            sizes=sizes,
+            model=model,
+            section=section,
+            unused="",
+        )
         config: Config = config_for(plan, Path("golden"), "golden")
         labels = tuple(str(number) for number in range(len(tensors.get("output.3.bias", ()))))
         vocab_size = len(tensors[eve_checkpoints.WORDS])
@@ -132,7 +143,11 @@ class Fixture:
 
 @contextmanager
 def watching(
-    encoder: Any, check: Comparison, tag: str, *, has_states: bool = False
+    encoder: Any,
+    check: Comparison,
+    tag: str,
+    *,
+    has_states: bool = False,
 ) -> Iterator[list[Tensor]]:
     """Give the routers the recorded noise, compare routers and blocks, and yield the balance of
     each call."""
@@ -203,7 +218,11 @@ def check_encoder(fixture: Fixture, version: str, check: Comparison) -> None:
     """Compare images, texts and pairs block by block."""
     encoder = fixture.task("vqa", version)[0].encoder
     image, text = fixture.tokens(encoder)
-    for tag, tokens in (("vl", (image, text)), ("vision", (image, None)), ("text", (None, text))):
+    for tag, tokens in (
+        ("vl", (image, text)),
+        ("vision", (image, None)),
+        ("text", (None, text)),
+    ):
         with watching(encoder, check, f"backbone.{tag}", has_states=True):
             check("states", f"backbone.{tag}.out", encoder.encode(*tokens).x_BND)
 
@@ -254,7 +273,10 @@ def check_retrieval_scores(fixture: Fixture, version: str, check: Comparison) ->
     check("features", "retrieval_train_feats.image", image_Bd)
     check("features", "retrieval_train_feats.text", text_Bd)
     check("logits", "retrieval_train_feats.itc_logits", image_Bd @ text_Bd.T / features.temperature)
-    for tag, tokens in (("vision", (image, None)), ("text", (None, text))):
+    for tag, tokens in (
+        ("vision", (image, None)),
+        ("text", (None, text)),
+    ):
         with watching(encoder, check, f"retrieval_eval_feats.{tag}"):
             projected_Bd = task._state(*tokens)
         features_Bd = torch.nn.functional.normalize(projected_Bd, dim=1)

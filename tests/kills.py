@@ -127,7 +127,11 @@ def run_trial(
     for _ in range(rng.choice((1, 2, 3))):
         is_command = rng.random() < SHARE_OF_COMMANDS
         sent = rng.choice(SIGNALS)
-        plan = Kill(signal=sent, moment=rng.choice(list(AIMS)), is_command=is_command)
+        plan = Kill(
+            signal=sent,
+            moment=rng.choice(list(AIMS)),
+            is_command=is_command,
+        )
         training = Training(folder=folder, command=command, is_command=is_command)
         if not kill(rng, training, plan, durations):
             break  # it had ended

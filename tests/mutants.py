@@ -81,9 +81,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sample", type=int, default=80, help="mutants per file")
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=80,
+        help="mutants per file",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--children", type=int, default=1, help="processes")
+    parser.add_argument(
+        "--children",
+        type=int,
+        default=1,
+        help="processes",
+    )
     options = parser.parse_args()
     run = (sys.executable, "-m", "mutmut", "run", "--max-children", str(options.children))
     if not FOLDER.exists():

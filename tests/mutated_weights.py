@@ -46,7 +46,11 @@ FINE = OUTCOMES[:3]
 
 
 def outcome_of(
-    family: WeightFamily, folder: Path, run: Path, unchanged: Features | None, timeout: float
+    family: WeightFamily,
+    folder: Path,
+    run: Path,
+    unchanged: Features | None,
+    timeout: float,
 ) -> tuple[str, str]:
     """Convert and compare in a process of its own; return the outcome and its details."""
 
@@ -63,7 +67,10 @@ def outcome_of(
 
 
 def compare(
-    family: WeightFamily, folder: Path, run: Path, unchanged: Features | None
+    family: WeightFamily,
+    folder: Path,
+    run: Path,
+    unchanged: Features | None,
 ) -> tuple[str, str]:
     """Return what becomes of a changed checkpoint. unchanged: features without the change."""
     try:
@@ -102,7 +109,10 @@ def largest_difference(features: Features, expected: Features) -> float:
 
 
 def run_family(
-    name: str, family: WeightFamily, flags: argparse.Namespace, out: Path
+    name: str,
+    family: WeightFamily,
+    flags: argparse.Namespace,
+    out: Path,
 ) -> Counter[str]:
     """Mutate a family's checkpoint again and again; return the outcomes, and print the faults."""
     original = out / name / "original"
@@ -132,9 +142,24 @@ def run_family(
 def main() -> int:
     """Mutate weights; return the exit status."""
     parser = campaign_parser(__doc__)
-    parser.add_argument("--mutations", type=int, default=100, help="of each family")
-    parser.add_argument("--only", action="append", default=[], help="families")
-    parser.add_argument("--timeout", type=float, default=120, help="seconds of one mutation")
+    parser.add_argument(
+        "--mutations",
+        type=int,
+        default=100,
+        help="of each family",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        help="families",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120,
+        help="seconds of one mutation",
+    )
     parser.add_argument("--verbose", action="store_true", help="print all outcomes")
     flags = parser.parse_args()
     out = empty_folder(parser, flags.out)

@@ -83,7 +83,12 @@ class Fault:
 class FaultyStore(Store):
     """A web server with a fault."""
 
-    def __init__(self, folder: Path, fault: Fault, rng: Random):
+    def __init__(
+        self,
+        folder: Path,
+        fault: Fault,
+        rng: Random,
+    ):
         self.fault = fault
         self.rng = rng
         super().__init__(folder)
@@ -133,7 +138,12 @@ def answers_of(spec: str, rows: Sequence[int], *, is_bundled: bool) -> Answers:
     return answers
 
 
-def run_fault(fault: Fault, rng: Random, base: Path, timeout: float) -> tuple[str, str]:
+def run_fault(
+    fault: Fault,
+    rng: Random,
+    base: Path,
+    timeout: float,
+) -> tuple[str, str]:
     """Read from a server with a fault; return the outcome, and what there is to say about it."""
     folder = base / "data"
     folder.mkdir()
@@ -154,7 +164,12 @@ def run_fault(fault: Fault, rng: Random, base: Path, timeout: float) -> tuple[st
     return judged(fault.name, outcome, detail, expected), str(detail)
 
 
-def judged(fault_name: str, outcome: str, detail: Any, expected: Answers) -> str:
+def judged(
+    fault_name: str,
+    outcome: str,
+    detail: Any,
+    expected: Answers,
+) -> str:
     """Return the outcome of a fault, from the answers or the message and the right answers."""
     if outcome == "same" and detail != expected:
         return "CHANGED"
@@ -177,7 +192,12 @@ def main() -> int:
     parser = campaign_parser(__doc__)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--only", help="name of the fault, such as stall")
-    parser.add_argument("--timeout", type=float, default=120, help="seconds that a fault may take")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120,
+        help="seconds that a fault may take",
+    )
     flags = parser.parse_args()
     base = empty_folder(parser, flags.out)
     print(f"works in {base}", flush=True)

@@ -143,7 +143,13 @@ def world(tmp_path_factory) -> Path:
 
 def write_data() -> None:
     """Write folders of images, and tables of photos, into the working directory."""
-    sizes = {"photos": 24, "more": 4, "drawings": 4, "labelled/red": 4, "labelled/blue": 4}
+    sizes = {
+        "photos": 24,
+        "more": 4,
+        "drawings": 4,
+        "labelled/red": 4,
+        "labelled/blue": 4,
+    }
     captions = []
     for folder, count in sizes.items():
         Path(folder).mkdir(parents=True)
@@ -224,7 +230,12 @@ def check_command_of_another_program(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", pages_with_blocks(is_run=True))
-def test_blocks_run(page: Path, world: Path, tmp_path: Path, monkeypatch):
+def test_blocks_run(
+    page: Path,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch,
+):
     monkeypatch.chdir(shutil.copytree(world, tmp_path / "world"))
     steps: list[list[str] | str] = []  # commands and Python code
     for block in blocks(page, "bash", "python"):
@@ -363,7 +374,14 @@ def test_the_tables_of_recipes_are_what_the_recipes_say():
 def test_the_site_has_no_broken_link_and_loads_nothing_from_elsewhere(tmp_path: Path):
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
     pages = {path: path.read_text() for path in tmp_path.rglob("*.html") if path.name != "404.html"}

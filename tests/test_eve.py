@@ -147,7 +147,13 @@ def test_answer():
 def test_verify():
     eve = Eve(tiny_run("nlvr2"))
     assert isinstance(eve.task, NLVR2)
-    states = torch.cat([text_cls(eve, noise(0), TEXT), text_cls(eve, noise(1), TEXT)], dim=1)
+    states = torch.cat(
+        [
+            text_cls(eve, noise(0), TEXT),
+            text_cls(eve, noise(1), TEXT),
+        ],
+        dim=1,
+    )
     expected = eve.task.concat_head(states).softmax(1)[0, 1].item()
     judgement = eve.verify(noise(0), noise(1), TEXT)
     assert judgement.probability == pytest.approx(expected, rel=1e-4)
@@ -227,7 +233,12 @@ def test_reconstruct_draws_what_to_hide():
     with_seed_1 = eve.reconstruct(noise(0), TEXT, seed=1)
     np.testing.assert_array_equal(first.reconstructed, again.reconstructed)
     assert (first.masked != with_seed_1.masked).any()
-    for share, num_hidden in ((None, 12), (0.5, 8), (0.01, 1), (0.99, 15)):
+    for share, num_hidden in (
+        (None, 12),
+        (0.5, 8),
+        (0.01, 1),
+        (0.99, 15),
+    ):
         masked = eve.reconstruct(noise(0), TEXT, share=share).masked
         assert (masked == 128).all(2).sum() == pytest.approx(16 * num_hidden, abs=2)
     for share in (0, 1, -1):

@@ -75,7 +75,11 @@ def test_a_list_gives_a_list_and_neighbours_do_not_matter(call, run, task):
     hook(eve.task.encoder.text, lambda _: passes.append(1))
     expected = [numbers(method(*row)) for row in zip(*columns, strict=True)]
     assert all(row != pytest.approx(expected[0], abs=1e-4) for row in expected[1:])
-    for batch_size, num_passes in ((2, 3), (5, 1), (64, 1)):
+    for batch_size, num_passes in (
+        (2, 3),
+        (5, 1),
+        (64, 1),
+    ):
         passes.clear()
         results = method(*columns, batch_size=batch_size)
         assert len(passes) == num_passes
@@ -124,8 +128,21 @@ def photos(tmp_path: Path) -> Path:
     rows = []
     for name in names:
         path = f"photos/{name}"
-        rows.append({"photo": path, "image": path, "caption": [name, f"a {name}"]})
-    rows.insert(2, {"photo": "photos/gone.png", "image": "photos/gone.png", "caption": ["gone"]})
+        rows.append(
+            {
+                "photo": path,
+                "image": path,
+                "caption": [name, f"a {name}"],
+            }
+        )
+    rows.insert(
+        2,
+        {
+            "photo": "photos/gone.png",
+            "image": "photos/gone.png",
+            "caption": ["gone"],
+        },
+    )
     write_jsonl(tmp_path / "table.jsonl", [*rows, "{"])
     lines = [f"{row['image']},{row['caption'][0]}" for row in rows]
     (tmp_path / "table.csv").write_text("\n".join(["image,caption", *lines]))
@@ -175,7 +192,11 @@ def test_folders_and_tables_are_encoded_and_broken_rows_skipped(photos, monkeypa
 def test_texts_of_files_and_tables(photos, tmp_path):
     eve = Eve(tiny_run("retrieval"))
     (tmp_path / "lines.txt").write_text("\n".join(TEXTS))
-    for source in (tmp_path / "lines.txt", [tmp_path / "lines.txt"], iter(TEXTS)):
+    for source in (
+        tmp_path / "lines.txt",
+        [tmp_path / "lines.txt"],
+        iter(TEXTS),
+    ):
         features = eve.encode_text(source)
         np.testing.assert_allclose(features, eve.encode_text(list(TEXTS)), atol=1e-5)
         assert features.names == TEXTS
@@ -221,7 +242,11 @@ def test_no_more_than_a_batch_is_read_ahead():
 
     hook(eve.task.encoder.image, lambda images: batches.append((len(images), read[0])))
     eve.encode_image(endless(), batch_size=4)
-    assert batches == [(4, 4), (4, 8), (2, 10)]
+    assert batches == [
+        (4, 4),
+        (4, 8),
+        (2, 10),
+    ]
 
 
 def test_what_is_computed_from_features_is_a_plain_array():

@@ -70,7 +70,11 @@ def test_patch_statistics_equal_numpys_with_one_degree_of_freedom_less():
     assert mean.shape == std.shape == (2, 3, 1)
     array = patches.double().numpy()
     np.testing.assert_allclose(mean.squeeze(2), array.mean(2), rtol=1e-5)
-    np.testing.assert_allclose(std.squeeze(2), np.sqrt(array.var(2, ddof=1) + 1e-6), rtol=1e-5)
+    np.testing.assert_allclose(
+        std.squeeze(2),
+        np.sqrt(array.var(2, ddof=1) + 1e-6),
+        rtol=1e-5,
+    )
     assert std[0, 0].item() == pytest.approx(1e-3)
     half_mean, half_std = objectives.patch_statistics(patches.bfloat16())
     assert half_mean.dtype == half_std.dtype == torch.float32
@@ -91,7 +95,11 @@ def test_patch_statistics_equal_numpys_with_one_degree_of_freedom_less():
 )
 def test_balance_is_the_one_worked_out_by_hand(first, gate, expected):
     num_tokens = torch.tensor(float(sum(first)))
-    loss = objectives.balance(torch.tensor(first).float(), torch.tensor(gate).float(), num_tokens)
+    loss = objectives.balance(
+        torch.tensor(first).float(),
+        torch.tensor(gate).float(),
+        num_tokens,
+    )
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -112,7 +120,14 @@ def features(count: int) -> Tensor:
     return F.normalize(torch.randn(count, 6), dim=1)
 
 
-@pytest.mark.parametrize("images", [[0, 1, 2, 3, 4], [0, 1, 0, 0, 4], [7, 7, 7, 7, 7]])
+@pytest.mark.parametrize(
+    "images",
+    [
+        [0, 1, 2, 3, 4],
+        [0, 1, 0, 0, 4],
+        [7, 7, 7, 7, 7],
+    ],
+)
 def test_contrast_with_several_captions_of_an_image_equals_a_loop(images):
     all_images = features(5)
     all_texts = features(5)
@@ -286,7 +301,13 @@ def test_ranking_leaves_out_true_candidates_but_the_first():
 
 def test_loss_of_answers_is_the_entropy_summed_over_answers():
     logits = torch.randn(3, 4) * 3
-    targets = torch.tensor([[0, 0.3, 1.0, 0], [0, 0, 0, 0], [0.9, 0.6, 0, 0.3]])
+    targets = torch.tensor(
+        [
+            [0, 0.3, 1.0, 0],
+            [0, 0, 0, 0],
+            [0.9, 0.6, 0, 0.3],
+        ]
+    )
     probability = 1 / (1 + np.exp(-logits.double().numpy()))
     target = targets.double().numpy()
     entropy = -(target * np.log(probability) + (1 - target) * np.log(1 - probability))

@@ -37,7 +37,13 @@ def test_rows_are_those_of_the_papers_table():
     rows = tiny_rows((1, 4))
     names = ("mlm_weight", "mim_weight", "itc_weight", "itm_weight")
     weights = [tuple(getattr(row.config.task, name, 0) for name in names) for row in rows]
-    assert weights == [(1, 1, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (1, 0, 1, 1), (1, 1, 1, 1)]
+    assert weights == [
+        (1, 1, 0, 0),
+        (1, 1, 0, 0),
+        (1, 1, 1, 0),
+        (1, 0, 1, 1),
+        (1, 1, 1, 1),
+    ]
     assert [row.decoder_depth for row in rows] == [1, 4, 1, 0, 1]
     assert [row.paper_hours for row in rows] == [2.14, 2.14, 3.26, 6.88, 7.73]
     assert [row.is_eve for row in rows] == [True, True, False, False, False]
@@ -86,10 +92,20 @@ def test_tasks_share_weights_and_train_like_single_tasks():
 
 
 def peak(batch, gib, seconds_per_pair=0.1):
-    return steps.Peak(batch=batch, bytes=round(gib * GIB), seconds=batch * seconds_per_pair)
+    return steps.Peak(
+        batch=batch,
+        bytes=round(gib * GIB),
+        seconds=batch * seconds_per_pair,
+    )
 
 
-def simulated(gib, *, flat=0.0, room=1e9, seconds=0.2):
+def simulated(
+    gib,
+    *,
+    flat=0.0,
+    room=1e9,
+    seconds=0.2,
+):
     """A machine whose steps need so much per pair above 1 GiB, but `flat` at least, and that has no
     `room` for more."""
     asked = []

@@ -94,7 +94,11 @@ ROWS = {
 def settings(arm):
     """Return the task and model settings of pre-training on scenes."""
     config = runs.stage_config(arm["scenes"].before[0], None, SCENES)
-    return {**vars(config.model), "name": config.task.name, **vars(config.task)}
+    return {
+        **vars(config.model),
+        "name": config.task.name,
+        **vars(config.task),
+    }
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -122,10 +126,19 @@ def test_orderings_and_numbers_name_existing_rows(table):
 
 
 def test_a_staged_system_divides_the_share_of_pretraining():
-    stages = (arms.Stage("scenes"), arms.Stage("scenes", 0.125), arms.Stage("scenes", 0.375))
+    stages = (
+        arms.Stage("scenes"),
+        arms.Stage("scenes", 0.125),
+        arms.Stage("scenes", 0.375),
+    )
     plan = runs.planned("scenes", arms.Arm(stages), ("vqa",), SCENES)
     shares = {stage.name: stage.share for stage in plan}
-    assert shares == {"0_scenes": 0, "1_scenes": 0.125, "2_scenes": 0.375, "vqa": 0.5}
+    assert shares == {
+        "0_scenes": 0,
+        "1_scenes": 0.125,
+        "2_scenes": 0.375,
+        "vqa": 0.5,
+    }
     for name, by_family in importlib.import_module("systems").SYSTEMS.items():
         for family, arm in by_family.items():
             total = sum(stage.share for stage in arm.before)
@@ -138,7 +151,13 @@ def test_a_staged_system_divides_the_share_of_pretraining():
 def outcomes(*accuracies):
     results = []
     for seed, value in enumerate(accuracies):
-        accuracy = MeasuredValue(value, n=10, low=0, high=1, method="wilson")
+        accuracy = MeasuredValue(
+            value,
+            n=10,
+            low=0,
+            high=1,
+            method="wilson",
+        )
         results.append(
             tables.Outcome(
                 seed=seed,
@@ -164,13 +183,25 @@ def outcomes(*accuracies):
     ],
 )
 def test_an_ordering_holds_if_it_holds_on_every_seed(above, below, is_gain, expected):
-    comparison = tables.versus({"a": outcomes(*above), "b": outcomes(*below)}, "a", "b", "vqa_acc")
+    comparison = tables.versus(
+        {
+            "a": outcomes(*above),
+            "b": outcomes(*below),
+        },
+        "a",
+        "b",
+        "vqa_acc",
+    )
     assert paper.verdict(comparison, is_gain) == expected
 
 
 PART = paper.Part(
     name="Table 0",
-    arms={"a": {}, "b": {}, "c": {}},
+    arms={
+        "a": {},
+        "b": {},
+        "c": {},
+    },
     budgets={"pairs": (100,)},
     orderings=(
         *paper.above_all("a", ["a", "b", "c"], ("vqa_acc", "tr1")),
@@ -178,10 +209,17 @@ PART = paper.Part(
     ),
     paper={"a": {"vqa_acc": 77.3}, "b": {"vqa_acc": 77.0}},
     axis="experts",
-    places={"a": ("top 2", 4), "b": ("top 2", 8)},
+    places={
+        "a": ("top 2", 4),
+        "b": ("top 2", 8),
+    },
 )
 BUDGETS = {
-    400.0: {"a": outcomes(0.5, 0.6), "b": outcomes(0.3, 0.4), "c": outcomes(0.7, 0.8)},
+    400.0: {
+        "a": outcomes(0.5, 0.6),
+        "b": outcomes(0.3, 0.4),
+        "c": outcomes(0.7, 0.8),
+    },
     100.0: {"a": outcomes(0.3, 0.4), "b": outcomes(0.35, 0.35)},
 }
 

@@ -39,7 +39,16 @@ script = importlib.import_module("equal_compute.open_clip_train")
 SCENES = data.scenes(Path(), Path())
 
 
-NAMES = [["a cat"], ["a cat"], ["a dog"], ["sun"], ["sun", "a dog"], ["tree"], ["house"], ["a cat"]]
+NAMES = [
+    ["a cat"],
+    ["a cat"],
+    ["a dog"],
+    ["sun"],
+    ["sun", "a dog"],
+    ["tree"],
+    ["house"],
+    ["a cat"],
+]
 QUARTER = arms.Arm((arms.Stage("scenes", 0.25, "--train.batch-size 16"),))
 
 
@@ -74,7 +83,11 @@ def steps_of(cell):
 def test_stages_share_the_budget_and_fine_tuning_gets_the_rest(tmp_path):
     cell = cell_of(tmp_path, QUARTER, ("vqa", "nlvr2"))
     assert [stage.share for stage in cell.plan] == [0.25, 0.75, 0.75]
-    assert steps_of(cell) == {"0_scenes": 50, "vqa": 150, "nlvr2": 150}
+    assert steps_of(cell) == {
+        "0_scenes": 50,
+        "vqa": 150,
+        "nlvr2": 150,
+    }
     assert cell.cost() == 25 + 75 + 75
     configs = cell.configs()
     assert [config.train.steps for config in configs.values()] == [50, 150, 150]
@@ -88,7 +101,11 @@ def test_stages_share_the_budget_and_fine_tuning_gets_the_rest(tmp_path):
 def test_a_budget_of_pairs_counts_rows_independent_of_step_time(tmp_path):
     timed = cell_of(tmp_path, QUARTER, ("vqa", "nlvr2"))
     cell = dataclasses.replace(timed, budget=6400, unit="pairs")
-    steps = {"0_scenes": 1600 / 16, "vqa": 4800 / 64, "nlvr2": 4800 / 32}
+    steps = {
+        "0_scenes": 1600 / 16,
+        "vqa": 4800 / 64,
+        "nlvr2": 4800 / 32,
+    }
     assert steps_of(cell) == steps
     assert cell.cost() == 0.5 * sum(steps.values())  # each step takes half a second
     assert cell.folder.parts[-2:] == ("6400_pairs", "seed_3")
@@ -112,7 +129,13 @@ def test_results_of_other_settings_are_refused(tmp_path):
     arm = arms.Arm((arms.Stage("scenes", 0.5),))
     cell = cell_of(tmp_path, arm)
     cell.folder.mkdir(parents=True)
-    cell.keep("vqa", [50.0, 49.0], [3200, 3200], {"vqa_acc": 0.5}, {})
+    cell.keep(
+        "vqa",
+        [50.0, 49.0],
+        [3200, 3200],
+        {"vqa_acc": 0.5},
+        {},
+    )
     assert cell.result("vqa")["numbers"] == {"vqa_acc": 0.5}
     other_cell = cell_of(tmp_path, arms.Arm((arms.Stage("scenes", 0.5, "--train.lr 1"),)))
     with pytest.raises(UserError, match="trained with other settings"):
@@ -122,7 +145,11 @@ def test_results_of_other_settings_are_refused(tmp_path):
 def test_a_tiny_arm_from_its_stages_to_its_page(table, quick_spawn):
     folder = table.parent
     rows = str(table)
-    tiny_data = data.Data(train=rows, val=rows, read={"val": {"": rows, "_seen": rows}})
+    tiny_data = data.Data(
+        train=rows,
+        val=rows,
+        read={"val": {"": rows, "_seen": rows}},
+    )
     plan = planned_search(tiny_data, "--train.batch-size 16")
     configs = {stage.key: stage.config for stage in plan}
     write_json(folder / "probe.json", runs.probe(configs, rounds=1))
@@ -185,7 +212,15 @@ def outcomes(*values, first_seed=0, rows=None):
     return [
         tables.Outcome(
             seed=seed,
-            numbers={"tr1": MeasuredValue(value, n=4, low=0, high=1, method="wilson")},
+            numbers={
+                "tr1": MeasuredValue(
+                    value,
+                    n=4,
+                    low=0,
+                    high=1,
+                    method="wilson",
+                )
+            },
             core_seconds={"retrieval": [40.0 + seed, 60.0]},
             pairs={"retrieval": [32_000, 128]},
             rows={"tr1": rows or {}},
@@ -195,7 +230,12 @@ def outcomes(*values, first_seed=0, rows=None):
 
 
 def test_a_table_has_mean_and_ends_over_seeds():
-    lines = tables.table({"a": outcomes(0.2, 0.3, 0.4), "b": outcomes(0.5)})
+    lines = tables.table(
+        {
+            "a": outcomes(0.2, 0.3, 0.4),
+            "b": outcomes(0.5),
+        }
+    )
     assert lines == [
         ["arm", "seeds", "core-seconds", "training rows", "tr1, n 4"],
         ["a", "3", "101 (100–102)", "32k + 128", "0.300 (0.200–0.400)"],
@@ -242,8 +282,15 @@ def test_a_difference_is_marked_if_every_seed_of_one_arm_is_better():
     assert not by_pair["a", "c"].is_beyond
     assert not by_pair["a", "d"].is_beyond  # one seed
     lines = tables.differences(comparisons)
-    assert lines[:3] == [["difference", "tr1"], ["a − b", "+0.125 !"], ["a − c", "+0.125"]]
-    other_seeds = {"a": outcomes(0.5), "b": outcomes(0.1, first_seed=7)}
+    assert lines[:3] == [
+        ["difference", "tr1"],
+        ["a − b", "+0.125 !"],
+        ["a − c", "+0.125"],
+    ]
+    other_seeds = {
+        "a": outcomes(0.5),
+        "b": outcomes(0.1, first_seed=7),
+    }
     assert tables.versus(other_seeds, "a", "b", "tr1") is None
 
 
@@ -251,7 +298,11 @@ def test_a_difference_is_marked_if_every_seed_of_one_arm_is_better():
 
 
 def data_of(table):
-    return data.Data(train=str(table), val=str(table), read={})
+    return data.Data(
+        train=str(table),
+        val=str(table),
+        read={},
+    )
 
 
 def config_for(table):
@@ -273,7 +324,10 @@ def test_open_clip_is_evaluated_on_the_rows_of_our_runs(table):
     search = open_clip.searched(str(table), config)
     task = Retrieval(config, Sizes(vocab_size=search.tokenizer.vocab_size)).eval()
     gallery = gather_gallery(task, eval_loader(search, rank=0, world=1))
-    features = (gallery.image_Id.detach().numpy(), gallery.caption_Td.detach().numpy())
+    features = (
+        gallery.image_Id.detach().numpy(),
+        gallery.caption_Td.detach().numpy(),
+    )
     numbers, rows = open_clip.numbers_of(search, *features)
     ours = evaluator_of(task).evaluate_with_rows(eval_loader(search, rank=0, world=1))
     assert rows == ours.row_scores

@@ -142,7 +142,12 @@ def test_other_runs_can_start_from_it(run):
     """Also with another image size, for which float16 positions are resized."""
     larger = replace(run.run.config.input, image_size=96)
     init = Path("builtin:drawings")
-    start = replace(run.run.config, init=init, scratch=False, input=larger)
+    start = replace(
+        run.run.config,
+        init=init,
+        scratch=False,
+        input=larger,
+    )
     config = with_absolute_paths(start)
     assert str(config.init) == "builtin:drawings"
     task = build_task(config, run.tokenizer)

@@ -21,7 +21,12 @@ TEXTS = {path: file.read_text() for path, file in FILES.items() if path != "/rep
 def test_only_the_page_is_there_without_the_token():
     app = application([Eve(tiny_run("vqa"))], token="secret", with_page=True)
     client = TestClient(app, base_url="http://localhost")
-    kinds = {"/": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+    kinds = {
+        "/": "text/html",
+        "css": "text/css",
+        "js": "text/javascript",
+        "svg": "image/svg+xml",
+    }
     for path in FILES:
         answer = client.get(path)
         assert answer.status_code == 200

@@ -65,7 +65,10 @@ def write_truncated_shard(rows: Path) -> Path:
     ],
 )
 def test_training_and_check_name_the_broken_row(
-    eve, tmp_path: Path, damage: Callable[[Path], Path], problem: str
+    eve,
+    tmp_path: Path,
+    damage: Callable[[Path], Path],
+    problem: str,
 ):
     source = damage(write_pairs(tmp_path / "pairs"))
     assert problem in pretrain_on(eve, source)

@@ -287,7 +287,11 @@ def test_file_of_predictions_has_every_question_or_is_not_written(eve, folder, t
     (folder / "junk.png").write_bytes(b"junk")
     lines = []
     for number, name in enumerate(("0.png", "junk.png", "1.png")):
-        row = {"image": str(folder / name), "question": "what", "question_id": number}
+        row = {
+            "image": str(folder / name),
+            "question": "what",
+            "question_id": number,
+        }
         lines.append(json.dumps(row) + "\n")
     (folder / "all.jsonl").write_text("".join(lines))
     (folder / "good.jsonl").write_text(lines[0] + lines[2])

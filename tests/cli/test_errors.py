@@ -146,7 +146,12 @@ def wrong():
 
 
 @pytest.mark.parametrize(("command", "message"), MISTAKES)
-def test_mistake_is_one_line(command: str, message: str, eve, tmp_path: Path):
+def test_mistake_is_one_line(
+    command: str,
+    message: str,
+    eve,
+    tmp_path: Path,
+):
     (tmp_path / "own_recipes.py").write_text(OWN_RECIPES)
     (tmp_path / "json.py").write_text("raise SystemExit('this file must not run')\n")
     (tmp_path / "a_folder").mkdir()
@@ -249,7 +254,11 @@ def test_replacing_own_data_with_built_in_data_needs_a_yes(eve, tmp_path: Path, 
     monkeypatch.setattr("eve_vl.run.training.train", train)
     rows = write_pairs(tmp_path / "pairs")
     run = tiny_run("masked")
-    data = replace(run.config.data, train=(str(rows),), val=(str(rows),))
+    data = replace(
+        run.config.data,
+        train=(str(rows),),
+        val=(str(rows),),
+    )
     config = replace(run.config, data=data)
     write_run(replace(run, config=config), tmp_path / "mine:x:[/b]")
     start = ("finetune", "demo_nlvr2", "--init", "mine:x:[/b]", "--out", "verify")
@@ -296,7 +305,12 @@ def complete(eve, tmp_path: Path, monkeypatch) -> Callable[[str], list[str]]:
             "printf '%s\\n' \"${COMPREPLY[@]}\"",
         ]
         bash = ["bash", "--norc", "-c", "\n".join(lines)]
-        done = subprocess.run(bash, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            bash,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert not done.stderr
         return done.stdout.split()
 

@@ -28,7 +28,12 @@ BLOCKS = (
 def printed(eve, tmp_path: Path):
     """Return the last line of the error, and the printed lines after the one that names the run."""
 
-    def run(recipe: str, start: str, *flags: str, model: dict[str, Any]) -> tuple[str, list[str]]:
+    def run(
+        recipe: str,
+        start: str,
+        *flags: str,
+        model: dict[str, Any],
+    ) -> tuple[str, list[str]]:
         if start != "builtin:drawings":
             config = get_recipe(start)
             config = replace(config, model=replace(config.model, **model))

@@ -115,7 +115,12 @@ def test_own_captions_are_measured(tried, few_icons, tmp_path):
     index = Index.open(folder, Eve.load("builtin:drawings", "cpu"))
     ranks = []
     for caption in captions:
-        hits = index.search(caption, folder=mine, top=12, by="vectors")
+        hits = index.search(
+            caption,
+            folder=mine,
+            top=12,
+            by="vectors",
+        )
         ranks.append([Path(hit.name).stem for hit in hits].index(caption))
     first = 100 * np.mean(np.array(ranks) < 1)
     ten = 100 * np.mean(np.array(ranks) < 10)

@@ -241,7 +241,11 @@ def test_the_flags_of_a_config_give_it_again():
         "betas": (0.8, 0.9),
         "compile": True,
     }
-    data = {"train": ("a.jsonl", "b c.jsonl"), "batches_from": None, "flip": True}
+    data = {
+        "train": ("a.jsonl", "b c.jsonl"),
+        "batches_from": None,
+        "flip": True,
+    }
     config = replace(
         recipe, train=replace(recipe.train, **train), data=replace(recipe.data, **data)
     )
@@ -256,7 +260,12 @@ START = {"init": Path("y")}
 
 def small_config(**values: Any) -> Config:
     """Return a config of masked signals with some values."""
-    return Config(task=MaskedSignalConfig(), recipe="x", out=Path("x"), **values)
+    return Config(
+        task=MaskedSignalConfig(),
+        recipe="x",
+        out=Path("x"),
+        **values,
+    )
 
 
 @pytest.mark.parametrize(
@@ -345,7 +354,11 @@ def test_derived_sizes_of_the_papers_models():
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "lr"), [("base", 480_000, 5e-4), ("large", 280_000, 2e-4)]
+    ("name", "steps", "lr"),
+    [
+        ("base", 480_000, 5e-4),
+        ("large", 280_000, 2e-4),
+    ],
 )
 def test_training_of_the_papers_models(name, steps, lr):
     train = get_recipe(name).train

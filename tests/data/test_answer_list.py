@@ -81,7 +81,10 @@ def test_a_command_writes_the_answers_of_several_sources(tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     question = {"image": "x.png", "question": "what"}
     sources = []
-    for name, answers in (("a", ["No", "yes", "yes!"]), ("b", ["yes", "two dogs", "no"])):
+    for name, answers in (
+        ("a", ["No", "yes", "yes!"]),
+        ("b", ["yes", "two dogs", "no"]),
+    ):
         rows = [question | {"answer": answer} for answer in answers]
         sources.append(str(write_jsonl(tmp_path / f"{name}.jsonl", rows)))
     out = tmp_path / "answers.json"
@@ -143,9 +146,22 @@ def test_a_list_that_lacks_an_answer_of_scenes_drops_questions():
 
 
 def test_questions_stay_if_any_answer_is_listed_in_normal_form_and_unusable_rows_stay():
-    first = asked([["Yes!"], ["no", "a dog"], ["cat"], [], None, ["no"]])
+    first = asked(
+        [
+            ["Yes!"],
+            ["no", "a dog"],
+            ["cat"],
+            [],
+            None,
+            ["no"],
+        ]
+    )
     second = asked([["two"], ["2"], ["yes"]])
-    (subset, whole), notes = drop_unanswerable([first, second], ["yes", "dog", "2"], normalize)
+    (subset, whole), notes = drop_unanswerable(
+        [first, second],
+        ["yes", "dog", "2"],
+        normalize,
+    )
     assert subset.indices.tolist() == [0, 1, 4]  # pyright: ignore[reportAttributeAccessIssue]
     assert whole is second
     assert notes == (

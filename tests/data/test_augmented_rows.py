@@ -74,7 +74,13 @@ def test_augmentation_depends_on_seed_epoch_source_and_row_only(kind, augment, m
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_evaluation_augments_nothing(kind):
-    dataset = dataset_of(kind, training=False, augment="rand", flip=True, crop_scale=(0.5, 1.0))
+    dataset = dataset_of(
+        kind,
+        training=False,
+        augment="rand",
+        flip=True,
+        crop_scale=(0.5, 1.0),
+    )
     plain = dataset_of(kind, training=False)
     for row in range(3):
         assert pixels(dataset[(0, 0, row)]) == pixels(plain[(5, 0, row)])

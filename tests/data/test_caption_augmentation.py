@@ -34,7 +34,12 @@ def frequencies(caption: str, how: str) -> dict[str, float]:
 def test_words_are_left_out_and_shuffled():
     whole = 0.8**2
     alone = 0.8 * 0.2 + 0.2**2 / 2  # of two lost words one stays
-    expected = {"red cat": whole * 0.75, "cat red": whole * 0.25, "red": alone, "cat": alone}
+    expected = {
+        "red cat": whole * 0.75,
+        "cat red": whole * 0.25,
+        "red": alone,
+        "cat": alone,
+    }
     assert frequencies("red cat", "words") == pytest.approx(expected, abs=0.03)
     assert frequencies("cat", "words") == {"cat": 1}
 
@@ -49,7 +54,11 @@ def test_words_are_left_out_and_shuffled():
 
 
 def test_phrases_are_chosen_or_shuffled():
-    expected = {"map": 1 / 6, "folded at 10:30": 1 / 6, "1,000 sheets": 1 / 6}
+    expected = {
+        "map": 1 / 6,
+        "folded at 10:30": 1 / 6,
+        "1,000 sheets": 1 / 6,
+    }
     for order in permutations([*expected]):
         expected[", ".join(order)] = 1 / 12
     caption = "map: folded at 10:30;1,000 sheets, "
@@ -58,7 +67,13 @@ def test_phrases_are_chosen_or_shuffled():
         assert frequencies(caption, "phrases") == {caption: 1}
 
 
-def dataset_of(task: Any, how: str, *, training: bool = True, seed: int = 0) -> RowDataset:
+def dataset_of(
+    task: Any,
+    how: str,
+    *,
+    training: bool = True,
+    seed: int = 0,
+) -> RowDataset:
     """Return a dataset of two sources of four rows with one caption."""
     rows = []
     for row in range(4):
@@ -75,7 +90,11 @@ def dataset_of(task: Any, how: str, *, training: bool = True, seed: int = 0) -> 
 
 @pytest.mark.parametrize(
     ("task", "how"),
-    [(RETRIEVAL, "words"), (CONTRAST_MATCH, "phrases"), (MaskedSignalConfig(), "words")],
+    [
+        (RETRIEVAL, "words"),
+        (CONTRAST_MATCH, "phrases"),
+        (MaskedSignalConfig(), "words"),
+    ],
 )
 def test_captions_depend_on_seed_epoch_source_and_row_only(task, how):
     def texts(seed: int, training: bool = True) -> list[str]:

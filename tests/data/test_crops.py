@@ -9,7 +9,15 @@ from eve_vl.config import InputConfig
 from eve_vl.data.crops import Crop, random_box, train_crop
 
 
-@pytest.mark.parametrize(("height", "width"), [(480, 640), (300, 300), (100, 1000), (1000, 100)])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [
+        (480, 640),
+        (300, 300),
+        (100, 1000),
+        (1000, 100),
+    ],
+)
 def test_random_boxes_are_spread_as_torchvisions(height, width):
     rng = np.random.default_rng(0)
     boxes = [random_box(height, width, rng=rng, scale=(0.5, 1.0)) for _ in range(2000)]
@@ -22,7 +30,13 @@ def test_random_boxes_are_spread_as_torchvisions(height, width):
     blank = torch.empty(1, height, width)
     expected = []
     for _ in range(2000):
-        expected.append(RandomResizedCrop.get_params(blank, [0.5, 1.0], [3 / 4, 4 / 3]))
+        expected.append(
+            RandomResizedCrop.get_params(
+                blank,
+                [0.5, 1.0],
+                [3 / 4, 4 / 3],
+            )
+        )
     expected = np.array(expected)
     margin = 0.012 * max(height, width)
     assert boxes.mean(axis=0) == pytest.approx(expected.mean(axis=0), abs=margin)
@@ -31,7 +45,12 @@ def test_random_boxes_are_spread_as_torchvisions(height, width):
 
 @pytest.mark.parametrize(
     ("size", "sharpness", "divisor"),
-    [(100, 1.0, 1), (99, 1.0, 2), (113, 7 / 8, 2), (114, 7 / 8, 1)],
+    [
+        (100, 1.0, 1),
+        (99, 1.0, 2),
+        (113, 7 / 8, 2),
+        (114, 7 / 8, 1),
+    ],
 )
 def test_a_crop_divides_the_image_as_far_as_its_sharpness_allows(size, sharpness, divisor):
     assert Crop(size=size, sharpness=sharpness).divisor((0, 0, 199, 5000)) == divisor

@@ -168,12 +168,22 @@ ORIGINALS = [
 ]
 ORIGINALS += [
     encode(Image.new("RGBA", (20, 20)), "PNG", exif=exif_of(6)),
-    encode(Image.new("CMYK", (20, 20)), "JPEG", progressive=True, exif=exif_of(6)),
+    encode(
+        Image.new("CMYK", (20, 20)),
+        "JPEG",
+        progressive=True,
+        exif=exif_of(6),
+    ),
     encode(Image.new("I;16", (20, 20)), "TIFF"),
 ]
 
 
-@settings(max_examples=100, derandomize=True, deadline=None, database=None)
+@settings(
+    max_examples=100,
+    derandomize=True,
+    deadline=None,
+    database=None,
+)
 @given(data=damaged(ORIGINALS))
 def test_any_bytes_are_an_image_or_an_error_for_people(data):
     try:

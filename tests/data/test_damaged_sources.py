@@ -73,7 +73,11 @@ def test_a_strict_locale_reads_names_of_any_bytes(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**os.environ, **locale, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            **locale,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
         capture_output=True,
         timeout=120,
         check=False,
@@ -200,7 +204,14 @@ def test_only_ordinary_files_are_captions_beside_images(root):
         ("t.tar", "indexing shards", 1),
     ],
 )
-def test_long_reading_shows_progress(root, monkeypatch, capsys, name, label, num_rows):
+def test_long_reading_shows_progress(
+    root,
+    monkeypatch,
+    capsys,
+    name,
+    label,
+    num_rows,
+):
     monkeypatch.setattr(console, "PATIENCE", -1)
     write_jsonl(root / "t.jsonl", [GOOD] * 1000)
     (root / "t.csv").write_text("image,caption\nimages/red.png,fine\n")
@@ -223,7 +234,12 @@ def parquet_bytes() -> bytes:
     return file.getvalue()
 
 
-NLVR2 = {"sentence": "x", "identifier": "dev-1-0-0", "label": "True", "directory": 3}
+NLVR2 = {
+    "sentence": "x",
+    "identifier": "dev-1-0-0",
+    "label": "True",
+    "directory": 3,
+}
 COCO = {
     "images": [{"id": 1, "file_name": "red.png"}],
     "annotations": [{"image_id": 1, "caption": "x"}],
@@ -273,7 +289,12 @@ def readable_errors(path: Path, kind: str) -> Iterator[str]:
 def test_any_bytes_of_a_source_are_an_error_for_people(root, name):
     kinds = ["auto", "auto", "captions", "texts", "images", "labels"]
 
-    @settings(max_examples=30, derandomize=True, deadline=None, database=None)
+    @settings(
+        max_examples=30,
+        derandomize=True,
+        deadline=None,
+        database=None,
+    )
     @given(data=damaged(ORIGINALS[name]), kind=st.sampled_from(kinds))
     def check(data: bytes, kind: str) -> None:
         (root / name).write_bytes(data)

@@ -91,7 +91,11 @@ def deep_png(deep: np.ndarray) -> bytes:
     height, width, _ = deep.shape
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
-    return png_of_chunks((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return png_of_chunks(
+        (b"IHDR", header),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
 
 
 def test_16_bits_are_scaled_and_not_clipped():
@@ -136,7 +140,13 @@ def test_an_animation_is_its_first_frame(form):
     options = {"lossless": True} if form == "WEBP" else {}
     red = Image.new("RGB", (20, 16), "red")
     blue = Image.new("RGB", (20, 16), "blue")
-    data = encode(red, form, save_all=True, append_images=[blue], **options)
+    data = encode(
+        red,
+        form,
+        save_all=True,
+        append_images=[blue],
+        **options,
+    )
     assert_close(decoded(data), np.asarray(red), 0)
     assert "first frame of several" in conversions(data)
 
@@ -173,7 +183,13 @@ def test_other_files_are_no_images():
 def test_broken_exif_and_odd_transparency_give_no_warning():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        decoded(encode(IMAGE.convert("P"), "PNG", transparency=bytes([0] * 10 + [255] * 246)))
+        decoded(
+            encode(
+                IMAGE.convert("P"),
+                "PNG",
+                transparency=bytes([0] * 10 + [255] * 246),
+            )
+        )
         for exif in (b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\xff", b""):
             assert decoded(encode(IMAGE, "JPEG", exif=exif)).shape == PIXELS.shape
     assert not caught
@@ -214,7 +230,12 @@ def squeezed(image: Image.Image, size: int) -> np.ndarray:
 def test_a_box_is_cut_and_resized_as_by_pillow(form):
     options = {"subsampling": 0} if form == "JPEG" else {}
     data = encode(IMAGE, form, **options)
-    for box in ((0, 0, 48, 64), (3, 5, 40, 50), (47, 63, 1, 1), (20, 0, 9, 64)):
+    for box in (
+        (0, 0, 48, 64),
+        (3, 5, 40, 50),
+        (47, 63, 1, 1),
+        (20, 0, 9, 64),
+    ):
         top, left, height, width = box
         part = Image.open(io.BytesIO(data)).crop((left, top, left + width, top + height))
         crop = Crop(size=25, choose=lambda *_, box=box: box)
@@ -222,7 +243,16 @@ def test_a_box_is_cut_and_resized_as_by_pillow(form):
 
 
 @pytest.mark.parametrize(
-    ("size", "divisor"), [(600, 1), (301, 1), (300, 2), (150, 4), (80, 4), (75, 8), (16, 8)]
+    ("size", "divisor"),
+    [
+        (600, 1),
+        (301, 1),
+        (300, 2),
+        (150, 4),
+        (80, 4),
+        (75, 8),
+        (16, 8),
+    ],
 )
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(size, divisor, monkeypatch):
     photo = IMAGE.resize((1003, 805), Image.Resampling.BICUBIC)
@@ -244,7 +274,13 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(size, divisor, monkey
 
 @pytest.mark.parametrize(
     ("longest", "size"),
-    [(64, (48, 64)), (40, (30, 40)), (33, (30, 40)), (32, (24, 32)), (3, (6, 8))],
+    [
+        (64, (48, 64)),
+        (40, (30, 40)),
+        (33, (30, 40)),
+        (32, (24, 32)),
+        (3, (6, 8)),
+    ],
 )
 def test_a_whole_jpeg_is_decoded_as_coarse_as_it_may_be(longest, size):
     pixels = decoded(encode(IMAGE, "JPEG", quality=95), longest=longest)

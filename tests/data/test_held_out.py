@@ -90,7 +90,16 @@ def write_numbered_rows(path: Path, numbers: Iterable[int]) -> Path:
 # The rule
 
 
-@pytest.mark.parametrize(("num", "num_held"), [(2, 1), (3, 1), (4, 2), (6, 2), (9, 2)])
+@pytest.mark.parametrize(
+    ("num", "num_held"),
+    [
+        (2, 1),
+        (3, 1),
+        (4, 2),
+        (6, 2),
+        (9, 2),
+    ],
+)
 def test_tiny_sources_hold_out_two_keys_if_that_leaves_as_many(num, num_held):
     keys = [*range(num), *range(num), None]
     expected = [key is not None and key < num_held for key in keys]
@@ -205,9 +214,19 @@ def test_a_held_out_image_is_on_neither_side_of_a_statement_in_training(tmp_path
         image = Image.new("RGB", (4, 4), (number, 255 - number, 100))
         image.save(tmp_path / f"{number}.png")
     for first in range(0, 120, 4):
-        for left, right in ((0, 1), (2, 3), (1, 2)):
+        for left, right in (
+            (0, 1),
+            (2, 3),
+            (1, 2),
+        ):
             images = [f"{first + left}.png", f"{first + right}.png"]
-            rows.append({"images": images, "statement": "they differ", "label": True})
+            rows.append(
+                {
+                    "images": images,
+                    "statement": "they differ",
+                    "label": True,
+                }
+            )
     table = write_jsonl(tmp_path / "rows.jsonl", rows)
     splits = splits_of(table, kind="statements")
     assert not image_names_in(splits.train) & image_names_in(splits.val)

@@ -125,7 +125,11 @@ def test_copies_in_another_source_are_in_the_same_part(tmp_path, rows):
     """The sources are a folder and a tar."""
     folder = write_folder(tmp_path, rows[:NUM_IMAGES])
     tar = write_tar(tmp_path, rows[NUM_IMAGES:])
-    data = {"train": (folder, tar), "val": ("held-out",), "val_fraction": 0.4}
+    data = {
+        "train": (folder, tar),
+        "val": ("held-out",),
+        "val_fraction": 0.4,
+    }
     splits = open_splits(tiny_config(data=data), "captions")
     train = contents(splits.train)
     val = contents(splits.val)

@@ -61,7 +61,12 @@ def dataset_of(rows: Sequence[LabeledExample], inputs: Any, *, training: bool) -
 def test_batches_hold_the_inputs_of_the_task_and_the_labels(inputs, kind, unread):
     rows = [labelled(row, **unread) for row in range(5)]
     dataset = dataset_of(rows, inputs, training=False)
-    (batch,) = eval_loader(dataset, batch_size=5, rank=0, world=1)
+    (batch,) = eval_loader(
+        dataset,
+        batch_size=5,
+        rank=0,
+        world=1,
+    )
     assert type(batch) is kind
     assert batch.labels == tuple(row.labels for row in rows)
     assert batch.where == tuple(row.where for row in rows)
@@ -89,7 +94,12 @@ def test_rows_without_a_label_are_evaluated_but_not_trained_on():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     ("inputs", "lacking"),
-    [("image", "image"), ("text", "text"), ("both", "image"), ("both", "text")],
+    [
+        ("image", "image"),
+        ("text", "text"),
+        ("both", "image"),
+        ("both", "text"),
+    ],
 )
 def test_rows_without_an_input_are_unusable(inputs, lacking, training):
     incomplete = labelled(0, where="lacks:0", **{lacking: None})

@@ -51,7 +51,14 @@ def trained_rows(
 ) -> list[Row]:
     """Return the first samples that one process trains on."""
     dataset = MaskedPairs(sources, config, TOKENIZER, training=True)
-    batches = iter(train_loader(dataset, consumed=consumed, rank=rank, world=world))
+    batches = iter(
+        train_loader(
+            dataset,
+            consumed=consumed,
+            rank=rank,
+            world=world,
+        )
+    )
     rows: list[Row] = []
     while len(rows) < num_samples:
         rows += rows_of(next(batches))
@@ -61,7 +68,14 @@ def trained_rows(
 # The same samples for everyone
 
 
-@pytest.mark.parametrize(("world", "accumulation"), [(4, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize(
+    ("world", "accumulation"),
+    [
+        (4, 1),
+        (1, 4),
+        (2, 2),
+    ],
+)
 def test_processes_and_micro_batches_share_the_batch_of_one(world, accumulation):
     sources = [pairs(10)]
     expected = trained_rows(sources, tiny_config(train={"batch_size": 8}), 40)
@@ -111,9 +125,20 @@ def test_each_epoch_and_each_seed_gives_new_crops_and_masks():
 
 
 def test_weights_of_sources_reach_the_order():
-    data = {"train": ("a", "b"), "val": ("a",), "train_weights": (1.0, 7.0)}
+    data = {
+        "train": ("a", "b"),
+        "val": ("a",),
+        "train_weights": (1.0, 7.0),
+    }
     config = tiny_config(data=data)
-    rows = trained_rows([pairs(4, name="a"), pairs(4, name="b")], config, 8)
+    rows = trained_rows(
+        [
+            pairs(4, name="a"),
+            pairs(4, name="b"),
+        ],
+        config,
+        8,
+    )
     order = epoch_order([4, 4], (1.0, 7.0), config.train.seed, 0).tolist()
     assert [row[0] for row in rows] == [f"{'ab'[source]}:{row}" for source, row in order]
 
@@ -123,7 +148,16 @@ def test_unusable_rows_are_reported_with_their_batch(num_workers):
     config = tiny_config(train={"batch_size": 8}, data={"num_workers": num_workers})
     source = pairs(8, bad=[2, 3, 7])
     dataset = MaskedPairs([source], config, TOKENIZER, training=True)
-    batch = next(iter(train_loader(dataset, consumed=0, rank=0, world=1)))
+    batch = next(
+        iter(
+            train_loader(
+                dataset,
+                consumed=0,
+                rank=0,
+                world=1,
+            )
+        )
+    )
     assert len(batch.where) == 8
     # row 3 is met by its own sample and by the one that replaces row 2
     counts = Counter(error.where for error in batch.skipped)
@@ -134,7 +168,12 @@ def test_worker_and_memory_settings_reach_torch(monkeypatch):
     def loader_of(device: str, workers: int) -> Any:
         config = tiny_config(data={"num_workers": workers}, train={"device": device})
         dataset = MaskedPairs([pairs(4)], config, TOKENIZER, training=True)
-        return train_loader(dataset, consumed=0, rank=0, world=1)
+        return train_loader(
+            dataset,
+            consumed=0,
+            rank=0,
+            world=1,
+        )
 
     monkeypatch.setattr(loader, "usable_cores", lambda: 2)
     assert loader_of("cpu", 0).num_workers == 0
@@ -155,7 +194,12 @@ def eval_rows(
     """Return the samples that one process evaluates, with their wrong partners."""
     dataset = MaskedPairs([source], tiny_config(data=data), TOKENIZER, training=False)
     rows = []
-    for batch in eval_loader(dataset, batch_size=batch_size, rank=rank, world=world):
+    for batch in eval_loader(
+        dataset,
+        batch_size=batch_size,
+        rank=rank,
+        world=world,
+    ):
         assert batch.wrong is not None
         rows += zip(rows_of(batch), rows_of(batch.wrong), strict=True)
     return rows

@@ -25,7 +25,12 @@ RIGHT: Any = noise(1, height=16, width=16)
 PAIR = replace(pairs(1)[0], image=LEFT)
 QUESTION = replace(questions(1)[0], image=LEFT)
 STATEMENT = replace(statements(1)[0], left=LEFT, right=RIGHT)
-LABELLED = LabeledExample(image=LEFT, text="x", labels=("a", "x"), where="x:0")
+LABELLED = LabeledExample(
+    image=LEFT,
+    text="x",
+    labels=("a", "x"),
+    where="x:0",
+)
 NUM_EPOCHS = 24
 
 
@@ -110,7 +115,11 @@ def test_a_caption_that_names_a_side_stops_only_its_own_epochs():
         sample = dataset[(epoch, 0, 0)]
         is_same = torch.equal(sample.image, tensor_of(LEFT))
         outcomes.add((TOKENIZER.decode(sample.ids_T), is_same))
-    assert outcomes == {("a ring", True), ("a ring", False), ("a ring on the left", True)}
+    assert outcomes == {
+        ("a ring", True),
+        ("a ring", False),
+        ("a ring on the left", True),
+    }
 
 
 def test_the_two_images_of_a_statement_are_mirrored_independently():

@@ -68,7 +68,11 @@ def keyed_array(*key) -> np.ndarray:
 @pytest.mark.parametrize("order_of_epoch", [epoch_order, keyed_array])
 @pytest.mark.parametrize(
     ("lengths", "weights"),
-    [([6, 4], (1.0, 3.0)), ([3, 20], (9.0, 1.0)), ([5, 5, 2], (0.2, 0.3, 0.5))],
+    [
+        ([6, 4], (1.0, 3.0)),
+        ([3, 20], (9.0, 1.0)),
+        ([5, 5, 2], (0.2, 0.3, 0.5)),
+    ],
 )
 def test_weights_set_the_shares_and_rows_of_a_source_come_equally_often(
     lengths, weights, order_of_epoch
@@ -135,7 +139,11 @@ def test_neither_a_place_nor_a_difference_of_neighbours_tells_an_element():
 
 # Lanes of shards
 
-BLOCKS = [np.random.default_rng(0).integers(1, 60, size=12), np.array([7]), np.array([50] * 9)]
+BLOCKS = [
+    np.random.default_rng(0).integers(1, 60, size=12),
+    np.array([7]),
+    np.array([50] * 9),
+]
 LENGTHS = [int(sizes.sum()) for sizes in BLOCKS]
 TOTAL = sum(LENGTHS)
 
@@ -187,7 +195,11 @@ def test_rows_of_blocks_end_at_both_ends():
 
 
 @pytest.mark.parametrize(
-    "order", [partial(KeyedOrder, LENGTHS, (), 0), partial(LaneOrder, BLOCKS, 48, 0)]
+    "order",
+    [
+        partial(KeyedOrder, LENGTHS, (), 0),
+        partial(LaneOrder, BLOCKS, 48, 0),
+    ],
 )
 def test_neither_the_number_of_processes_nor_a_resume_changes_a_step(order):
     size = 48
@@ -197,7 +209,13 @@ def test_neither_the_number_of_processes_nor_a_resume_changes_a_step(order):
         micro_batch = size // world
         for rank in range(world):
             first = start + rank * micro_batch
-            batches = train_batches(TOTAL, order, start=first, micro_batch=micro_batch, stride=size)
+            batches = train_batches(
+                TOTAL,
+                order,
+                start=first,
+                micro_batch=micro_batch,
+                stride=size,
+            )
             for step, batch in enumerate(islice(batches, num)):
                 steps[step] += batch
         return steps
@@ -218,7 +236,13 @@ def test_an_epochs_order_needs_none_of_the_epochs_before_it():
         return epoch_order([5, 3], (1.0, 1.0), 0, epoch)
 
     def steps(start: int, num: int) -> list[tuple[int, int, int]]:
-        batches = train_batches(8, order, start=start, micro_batch=4, stride=4)
+        batches = train_batches(
+            8,
+            order,
+            start=start,
+            micro_batch=4,
+            stride=4,
+        )
         return [position for batch in islice(batches, num) for position in batch]
 
     positions = steps(0, 20)

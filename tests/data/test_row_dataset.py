@@ -33,7 +33,12 @@ def dataset_of(
 def eval_batch(kind: type[RowDataset], source: Source[Any]) -> Any:
     """Return all rows of a source, to evaluate on."""
     dataset = dataset_of(kind, source, training=False)
-    (batch,) = eval_loader(dataset, batch_size=len(source), rank=0, world=1)
+    (batch,) = eval_loader(
+        dataset,
+        batch_size=len(source),
+        rank=0,
+        world=1,
+    )
     return batch
 
 
@@ -92,7 +97,13 @@ def test_rows_of_one_image_have_one_image_id():
     rows = []
     for color in ("red", "blue", "red"):
         image = ImageBytes(data=encoded_card(color))
-        rows.append(ImageText(image=image, captions=("card",), where=color))
+        rows.append(
+            ImageText(
+                image=image,
+                captions=("card",),
+                where=color,
+            )
+        )
     dataset = dataset_of(CaptionedImages, ListSource(rows[:2]), ListSource(rows[2:]))
     samples = [dataset[(0, 0, 0)], dataset[(0, 0, 1)], dataset[(0, 1, 0)]]
     batch: Any = dataset.collate(samples)
@@ -120,14 +131,24 @@ def test_batches_move_to_a_device_as_a_whole():
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "val_samples", "is_whole"), [(12, 12, True), (12, 11, False), (10, 12, False)]
+    ("num_rows", "val_samples", "is_whole"),
+    [
+        (12, 12, True),
+        (12, 11, False),
+        (10, 12, False),
+    ],
 )
 def test_groups_of_statements_are_known_only_as_a_whole(num_rows, val_samples, is_whole):
     source: Any = statements(12)
     part = source if num_rows == 12 else Subset(source, range(num_rows))
     dataset = dataset_of(StatementRows, part, training=False, val_samples=val_samples)
     groups = set()
-    for batch in eval_loader(dataset, batch_size=5, rank=0, world=1):
+    for batch in eval_loader(
+        dataset,
+        batch_size=5,
+        rank=0,
+        world=1,
+    ):
         groups.update(batch.groups)
     expected = values_of(source, "group") if is_whole else ("",)
     assert groups == set(expected)
@@ -137,7 +158,14 @@ def test_groups_of_statements_are_known_only_as_a_whole(num_rows, val_samples, i
 
 
 @pytest.mark.parametrize(
-    ("lengths", "num"), [([10], 10), ([10], 99), ([100], 7), ([3, 50, 1], 12), ([1000, 10], 1001)]
+    ("lengths", "num"),
+    [
+        ([10], 10),
+        ([10], 99),
+        ([100], 7),
+        ([3, 50, 1], 12),
+        ([1000, 10], 1001),
+    ],
 )
 def test_eval_positions_are_one_row_of_each_stretch(lengths, num):
     positions = eval_positions(lengths, num)

@@ -42,7 +42,13 @@ def table_rows() -> list[dict[str, Any]]:
     rows = []
     for row in np.random.default_rng(3).permutation(TOTAL).tolist():
         image = f"images/{COLORS[row % 6]}.png"
-        rows.append({"image": image, "caption": f"row {row}", "set": SETS[row]})
+        rows.append(
+            {
+                "image": image,
+                "caption": f"row {row}",
+                "set": SETS[row],
+            }
+        )
     return rows
 
 
@@ -64,10 +70,19 @@ def trained_captions(
         "num_workers": workers,
     }
     train = {"batch_size": BATCH} | train
-    config = tiny_config(task=RetrievalConfig(), data=data, train=train)
+    config = tiny_config(
+        task=RetrievalConfig(),
+        data=data,
+        train=train,
+    )
     source = open_source(path, kind="captions")
     dataset = CaptionedImages([source], config, TOKENIZER, training=True)
-    loader = train_loader(dataset, consumed=consumed, rank=rank, world=world)
+    loader = train_loader(
+        dataset,
+        consumed=consumed,
+        rank=rank,
+        world=world,
+    )
     captions = []
     for batch in islice(loader, num_steps * config.train.accumulation):
         for _, row in batch.positions:
@@ -112,7 +127,13 @@ def test_processes_accumulation_workers_and_resuming_change_nothing(table):
 
     shares = []
     for rank in range(2):
-        share = trained_captions(table, num_steps=12, accumulation=2, rank=rank, world=2)
+        share = trained_captions(
+            table,
+            num_steps=12,
+            accumulation=2,
+            rank=rank,
+            world=2,
+        )
         shares.append(in_batches(share, 2))
     merged = []
     for first, second in zip(*shares, strict=True):
@@ -144,20 +165,36 @@ def test_values_come_as_often_as_their_rows():
                 counts[values[batch[0]]] += 1
     num_shared = 40 * num_epochs
     assert counts.total() == pytest.approx(num_shared, rel=0.02)
-    for value, share in ((-7, 4), (5, 2), (2**62, 1)):
+    for value, share in (
+        (-7, 4),
+        (5, 2),
+        (2**62, 1),
+    ):
         assert counts[value] == pytest.approx(num_shared * share / 7, rel=0.05)
 
 
 @pytest.mark.parametrize(
     ("values", "size"),
-    [([1] * 5, 8), ([1, 2] * 9, 10), ([3] * 40, 8), ([4], 1), ([1] * 7 + [2], 4)],
+    [
+        ([1] * 5, 8),
+        ([1, 2] * 9, 10),
+        ([3] * 40, 8),
+        ([4], 1),
+        ([1] * 7 + [2], 4),
+    ],
 )
 def test_few_rows_or_values_leave_each_row_once(values, size):
     for epoch in range(4):
         assert sorted(arranged(values, epoch, size)) == [*range(len(values))]
 
 
-@pytest.mark.parametrize("weights", [(), (1.0, 2.0)])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        (),
+        (1.0, 2.0),
+    ],
+)
 def test_sources_with_equal_values_share_batches(weights):
     values = np.array([1] * 6 + [2] * 6 + [1] * 6)  # of two sources
     same_value = SameValueBatches(
@@ -168,7 +205,16 @@ def test_sources_with_equal_values_share_batches(weights):
         return same_value.arrange(epoch_order([12, 6], weights, 0, epoch), epoch)
 
     sources_of_shared = []
-    for batch in islice(train_batches(18, order, start=0, micro_batch=6, stride=6), 3):
+    for batch in islice(
+        train_batches(
+            18,
+            order,
+            start=0,
+            micro_batch=6,
+            stride=6,
+        ),
+        3,
+    ):
         _, sources, rows = np.array(batch).T
         if len(set(values[12 * sources + rows])) == 1:
             sources_of_shared.append(set(sources))
@@ -232,11 +278,22 @@ def test_sources_without_columns_are_refused(table):
 
 
 def test_values_with_too_few_rows_for_a_batch_are_refused(tmp_path):
-    rows = [{"image": f"{row}.png", "caption": str(row), "set": row % 4} for row in range(12)]
+    rows = [
+        {
+            "image": f"{row}.png",
+            "caption": str(row),
+            "set": row % 4,
+        }
+        for row in range(12)
+    ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     source = open_source(path, kind="captions", must_be_usable=False)
     data = {"batches_from": "set"}
-    config = tiny_config(task=RetrievalConfig(), data=data, train={"batch_size": 4})
+    config = tiny_config(
+        task=RetrievalConfig(),
+        data=data,
+        train={"batch_size": 4},
+    )
     dataset = CaptionedImages([source], config, TOKENIZER, training=True)
     with pytest.raises(UserError, match="no value has as many rows as a batch, 4"):
         order_of_epochs(dataset)

@@ -12,7 +12,14 @@ PATH = Path("0.tar")
 
 def test_servers_behind_one_address_may_tell_etags_of_their_own():
     time = "Thu, 03 Dec 2026 10:00:00 GMT"
-    stamp = remote_stamp(PATH, {"size": 9, "ETag": "a", "Last-Modified": time})
+    stamp = remote_stamp(
+        PATH,
+        {
+            "size": 9,
+            "ETag": "a",
+            "Last-Modified": time,
+        },
+    )
     assert remote_stamp(PATH, {"size": 9, "ETag": "b", "Last-Modified": time}) == stamp
     later = time.replace("10:00:00", "10:00:01")
     assert remote_stamp(PATH, {"size": 9, "ETag": "a", "Last-Modified": later}) != stamp
@@ -20,7 +27,14 @@ def test_servers_behind_one_address_may_tell_etags_of_their_own():
 
 def test_an_etag_counts_where_no_web_server_tells_a_time():
     for time in ({}, {"LastModified": "2026-12-03"}):  # the latter of S3
-        stamp = remote_stamp(PATH, {"size": 9, "ETag": "a", **time})
+        stamp = remote_stamp(
+            PATH,
+            {
+                "size": 9,
+                "ETag": "a",
+                **time,
+            },
+        )
         assert remote_stamp(PATH, {"size": 9, "ETag": "b", **time}) != stamp
     assert remote_stamp(PATH, {"size": 9}) == remote_stamp(PATH, {"size": 9, "ETag": None})
 

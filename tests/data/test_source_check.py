@@ -204,7 +204,13 @@ def test_of_many_broken_rows_labels_or_answers_the_first_are_listed(table):
     rows = []
     for number in range(12):
         answers = [str(number)] * (number + 1)
-        rows.append({"image": "a.png", "question": "what?", "answers": answers})
+        rows.append(
+            {
+                "image": "a.png",
+                "question": "what?",
+                "answers": answers,
+            }
+        )
     lines = lines_on(table, rows, "questions")
     assert "distinct answers    12" in lines
     answers = line_of(lines, "frequent answers")
@@ -218,7 +224,13 @@ def test_a_caption_of_very_many_images_is_noted():
     rows = []
     for number, caption in enumerate(captions):
         image = ImagePixels(pixels=np.zeros((4, 4, 3), np.uint8))
-        rows.append(ImageText(image=image, captions=(caption,), where=f"row {number}"))
+        rows.append(
+            ImageText(
+                image=image,
+                captions=(caption,),
+                where=f"row {number}",
+            )
+        )
     report = check_source(ListSource(rows), num_workers=0)
     assert report.frequent_texts == {"various cliparts": 21}
     assert line_of(report_lines(report), "note") == (
@@ -256,7 +268,13 @@ def test_a_recipe_names_rows_that_it_cannot_use(eve, table, monkeypatch):
         "def labels(init):\n"
         "    return get_finetune_recipe('classification', init)\n"
     )
-    write_jsonl(table, [{"text": "one", "label": 1}, {"text": "two", "label": None}])
+    write_jsonl(
+        table,
+        [
+            {"text": "one", "label": 1},
+            {"text": "two", "label": None},
+        ],
+    )
     code, text = check(eve, table, "--recipe", "own_rows.py:labels")
     assert code == 1
     assert "t.jsonl:1: no image, but task.inputs is image" in text
@@ -264,14 +282,23 @@ def test_a_recipe_names_rows_that_it_cannot_use(eve, table, monkeypatch):
 
 
 def test_a_named_column_decides_the_kind(eve, table):
-    row = {"image": "a.png", "caption": "one", "species": "cat\x1b[2J", "note": "two"}
+    row = {
+        "image": "a.png",
+        "caption": "one",
+        "species": "cat\x1b[2J",
+        "note": "two",
+    }
     write_jsonl(table, [row, {}])
     code, text = check(eve, table, "--label-column", "species", "--json", "report.json")
     assert code == 1
     assert r"labels              cat\x1b[2J 1" in text
     report = json.loads(table.with_name("report.json").read_text())
     assert report["labels"] == {r"cat\x1b[2J": 1}
-    assert report["width"] == {"min": 20, "median": 20.0, "max": 20}
+    assert report["width"] == {
+        "min": 20,
+        "median": 20.0,
+        "max": 20,
+    }
     assert [row["where"] for row in report["broken"]] == ["t.jsonl:2"]
 
     write_jsonl(table, [{"image": "a.png", "note": "two"}])
@@ -319,7 +346,14 @@ def test_sample_of_rows_is_spread_evenly():
             return super().__getitem__(index)
 
     image = ImagePixels(pixels=np.zeros((4, 4, 3), np.uint8))
-    rows = [ImageText(image=image, captions=("one",), where=f"row {row}") for row in range(10)]
+    rows = [
+        ImageText(
+            image=image,
+            captions=("one",),
+            where=f"row {row}",
+        )
+        for row in range(10)
+    ]
     report = check_source(WatchedSource(rows), num_workers=0, num_samples=4)
     assert read == [0, 2, 5, 7]
     assert report.rows == 4

@@ -39,7 +39,11 @@ def things(numbers: range) -> Rows:
 
 
 def splits_of(*paths: Path, split: Path, kind: str = "captions", **data: object) -> Splits:
-    fields = {"train": tuple(map(str, paths)), "val": ("held-out",), "split_file": split}
+    fields = {
+        "train": tuple(map(str, paths)),
+        "val": ("held-out",),
+        "split_file": split,
+    }
     return open_splits(tiny_config(data=fields | data), kind)
 
 
@@ -48,7 +52,15 @@ def parts_of(splits: Splits) -> list[Rows]:
     parts = []
     for sources in (splits.train, splits.val, splits.test):
         rows = [source[row] for source in sources for row in range(len(source))]
-        parts.append([(int(row.image.path.stem), list(row.captions)) for row in rows])
+        parts.append(
+            [
+                (
+                    int(row.image.path.stem),
+                    list(row.captions),
+                )
+                for row in rows
+            ]
+        )
     return parts
 
 
@@ -74,7 +86,11 @@ def test_rows_that_share_a_caption_or_an_image_are_in_one_part(tmp_path, split):
     assert 15 <= len(val) <= 21
     assert 15 <= len(test) <= 21
     part_of_thing = {}
-    for part, part_rows in (("train", train), ("val", val), ("test", test)):
+    for part, part_rows in (
+        ("train", train),
+        ("val", val),
+        ("test", test),
+    ):
         for image, _ in part_rows:
             assert part_of_thing.setdefault(image // 3, part) == part
 
@@ -124,7 +140,12 @@ def test_a_split_of_other_rows_or_of_another_kind_is_refused(tmp_path, split):
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [("{}", "is no split of eve learn"), ("", "."), (None, ".")]
+    ("content", "problem"),
+    [
+        ("{}", "is no split of eve learn"),
+        ("", "."),
+        (None, "."),
+    ],
 )
 def test_a_file_that_is_no_split_is_refused(tmp_path, split, content, problem):
     table = write_table(tmp_path / "rows.jsonl", things(range(4)))
@@ -138,25 +159,45 @@ def test_a_file_that_is_no_split_is_refused(tmp_path, split, content, problem):
 
 
 def write_split_of(
-    split: Path, tables: list[Path], val: list[list[int]], test: list[list[int]]
+    split: Path,
+    tables: list[Path],
+    val: list[list[int]],
+    test: list[list[int]],
 ) -> None:
     """Write which rows of each table are in a part."""
     sources = [open_source(table) for table in tables]
     data = fingerprint.short(fingerprint.of_sources(enumerate(sources)))
-    split.write_text(json.dumps({"data": data, "val": val, "test": test}))
+    split.write_text(
+        json.dumps(
+            {
+                "data": data,
+                "val": val,
+                "test": test,
+            }
+        )
+    )
 
 
 def test_sources_without_rows_in_a_part_are_left_out_of_it(tmp_path, split):
     tiny = write_table(tmp_path / "tiny.jsonl", things(range(2)))
     big = write_table(tmp_path / "big.jsonl", things(range(2, 30)))
-    write_split_of(split, [tiny, big], val=[[], [0, 1, 2, 3]], test=[[0, 1], []])
+    write_split_of(
+        split,
+        [tiny, big],
+        val=[[], [0, 1, 2, 3]],
+        test=[[0, 1], []],
+    )
     splits = splits_of(tiny, big, split=split)
     assert [len(source) for source in splits.train] == [24]
     assert [len(source) for source in splits.val] == [4]
     assert [len(source) for source in splits.test] == [2]
     assert splits.train_names == splits.val_names == [str(big)]
 
-    data = {"train": (str(tiny), str(big)), "val": ("held-out",), "split_file": split}
+    data = {
+        "train": (str(tiny), str(big)),
+        "val": ("held-out",),
+        "split_file": split,
+    }
     config = replace(tiny_config(data=data, train={"steps": 1}), out=tmp_path / "run")
     train(config)
     names = {name for name in fingerprint.read(config.out) if name.endswith(", rows")}

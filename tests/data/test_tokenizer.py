@@ -102,7 +102,12 @@ def test_a_file_that_adds_start_and_end_by_itself_is_left_to_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("missing", "name"),
-    [(None, None), ("<pad>", "[PAD]"), ("<s>", "[CLS]"), ("<mask>", "[MASK]")],
+    [
+        (None, None),
+        ("<pad>", "[PAD]"),
+        ("<s>", "[CLS]"),
+        ("<mask>", "[MASK]"),
+    ],
 )
 def test_a_missing_special_token_is_added(tmp_path, missing, name):
     present = [word for word in WORDS if word != missing]
@@ -122,7 +127,14 @@ def test_a_missing_special_token_is_added(tmp_path, missing, name):
 
 def test_our_cls_stands_before_a_start_token_of_the_file(tmp_path):
     """As CLIP's and GPT-2's tokenizers, which have one special token for all, are completed."""
-    backend = word_level({"<unk>": 0, "<|start|>": 1, "<|end|>": 2, "red": 3})
+    backend = word_level(
+        {
+            "<unk>": 0,
+            "<|start|>": 1,
+            "<|end|>": 2,
+            "red": 3,
+        }
+    )
     backend.add_special_tokens(["<|start|>", "<|end|>"])
     backend.post_processor = processors.RobertaProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         ("<|end|>", 2), ("<|start|>", 1), trim_offsets=False, add_prefix_space=False

@@ -48,7 +48,15 @@ def test_bert_vocabulary(tmp_path):
 
 
 def test_folders_as_transformers_saves_them(tmp_path):
-    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "red": 5, "Red": 6}
+    words = {
+        "[PAD]": 0,
+        "[UNK]": 1,
+        "[CLS]": 2,
+        "[SEP]": 3,
+        "[MASK]": 4,
+        "red": 5,
+        "Red": 6,
+    }
     backend = tokenizers.BertWordPieceTokenizer(words, lowercase=False)._tokenizer
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="[PAD]", mask_token="[MASK]"
@@ -82,7 +90,12 @@ def test_ids_that_need_huge_tables_are_refused(tmp_path, ids, largest):
 
 
 def test_a_vocabulary_that_fails_on_unknown_words_is_refused(tmp_path):
-    ids = {"<pad>": 0, "<s>": 1, "<mask>": 2, "a": 3}
+    ids = {
+        "<pad>": 0,
+        "<s>": 1,
+        "<mask>": 2,
+        "a": 3,
+    }
     path = save(word_level(ids), tmp_path / "closed.json")
     assert_refused(r"closed\.json: the tokenizer cannot encode unknown words", path)
 
@@ -110,7 +123,11 @@ def test_panics_of_the_library_are_errors_of_the_user(tmp_path):
         r" \(PanicException: Precompiled: .*charsmap"
     )
     assert_refused(problem, write_changed(path, normalizer=charsmap))
-    pattern = {"type": "Replace", "pattern": {"Regex": "(a|aa)+$"}, "content": ""}
+    pattern = {
+        "type": "Replace",
+        "pattern": {"Regex": "(a|aa)+$"},
+        "content": "",
+    }
     tokenizer = Tokenizer.load(write_changed(path, normalizer=pattern))
     text = "a" * 100 + "b"
     with pytest.raises(UserError, match=rf"tokenizer\.json: cannot encode '{text[:80]}' \("):

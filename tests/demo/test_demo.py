@@ -43,7 +43,14 @@ SUFFIXES = ("", "_novel")
 def small(config: Config) -> Config:
     """Return the same run with a tiny model and few steps."""
     tiny = get_recipe("tiny")
-    train = replace(config.train, steps=2, batch_size=8, val_every=2, save_every=1, log_every=1)
+    train = replace(
+        config.train,
+        steps=2,
+        batch_size=8,
+        val_every=2,
+        save_every=1,
+        log_every=1,
+    )
     return replace(
         config,
         model=replace(tiny.model, depth=2, num_deep_blocks=1),
@@ -59,7 +66,12 @@ def small_plan(out: Path) -> dict[str, Config]:
 
 def endless_pretraining(out: Path) -> Config:
     config = small(replace(get_recipe("demo"), out=out))
-    train = replace(config.train, steps=100_000, save_every=100_000, val_every=100_000)
+    train = replace(
+        config.train,
+        steps=100_000,
+        save_every=100_000,
+        val_every=100_000,
+    )
     return replace(config, train=train)
 
 
@@ -130,7 +142,10 @@ def test_gain_is_a_paired_difference_over_the_same_rows(folder: Path, name: str,
     ],
 )
 def test_missing_or_damaged_results_are_measured_without_a_step_of_training(
-    folder: Path, monkeypatch, name: str, damaged: str | None
+    folder: Path,
+    monkeypatch,
+    name: str,
+    damaged: str | None,
 ):
     path = folder / "nlvr2" / name
     values = read_values(path)
@@ -154,7 +169,14 @@ def test_pretrained_and_from_scratch_runs_differ_only_in_their_start(tmp_path: P
         assert replace(scratch, scratch=False, out=pretrained.out) == pretrained
 
 
-@pytest.mark.parametrize(("cores", "at_once"), [(1, 1), (4, 4), (64, 7)])
+@pytest.mark.parametrize(
+    ("cores", "at_once"),
+    [
+        (1, 1),
+        (4, 4),
+        (64, 7),
+    ],
+)
 def test_one_thread_per_run_and_one_run_per_core(tmp_path: Path, monkeypatch, cores, at_once):
     def run_jobs(jobs: list[Job], num_jobs: int, watcher: object) -> None:
         assert num_jobs == at_once
@@ -182,7 +204,14 @@ def test_a_killed_job_leaves_no_process_that_loads_its_data(tmp_path: Path):
     config = endless_pretraining(tmp_path / "pre")
     config = replace(config, data=replace(config.data, num_workers=1))
     log = config.out / "run.log"
-    job = JobProcess(Job(name="pre", function=demo_work, arguments=(config, 12), log=log))
+    job = JobProcess(
+        Job(
+            name="pre",
+            function=demo_work,
+            arguments=(config, 12),
+            log=log,
+        )
+    )
     wait_for_steps(config.out, job.process)
     pid = job.process.pid or 0
     loaders = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -237,7 +266,13 @@ def test_the_page_compares_the_seven_runs_and_names_unreadable_ones(folder: Path
     assert "Unreadable run" not in page.text
 
 
-@pytest.mark.parametrize(("place", "suffix"), [(0, ""), (1, "_novel")])
+@pytest.mark.parametrize(
+    ("place", "suffix"),
+    [
+        (0, ""),
+        (1, "_novel"),
+    ],
+)
 def test_the_page_begins_with_a_table_of_results(folder: Path, place: int, suffix: str):
     html = (folder / "report.html").read_text()
     tables = re.findall(r'<table class="numbers">.*?</table>', html, re.DOTALL)
@@ -262,7 +297,13 @@ def test_the_page_begins_with_a_table_of_results(folder: Path, place: int, suffi
 
 
 def test_the_printed_table_has_a_line_per_number_and_split():
-    gain = MeasuredValue(0.41, n=1000, low=0.37, high=0.45, method="paired t")
+    gain = MeasuredValue(
+        0.41,
+        n=1000,
+        low=0.37,
+        high=0.45,
+        method="paired t",
+    )
     numbers = {
         "vqa_acc": 0.9,
         "vqa_acc_scratch": 0.49,

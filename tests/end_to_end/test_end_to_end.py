@@ -16,7 +16,11 @@ from eve_vl.train.run_log import read_log
 from helpers import shortcuts
 from helpers.source_files import write_jsonl
 
-COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+COLORS = {
+    "red": (200, 30, 30),
+    "green": (30, 200, 30),
+    "blue": (30, 30, 200),
+}
 
 
 @pytest.fixture

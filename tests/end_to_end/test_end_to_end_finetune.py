@@ -57,7 +57,12 @@ def share_judged_right(run: Path, split: str, num_samples: int) -> float:
 
 
 @pytest.mark.parametrize("task", MAIN_METRICS)
-def test_finetune_evaluate(eve, pretrained, tmp_path: Path, task: str):
+def test_finetune_evaluate(
+    eve,
+    pretrained,
+    tmp_path: Path,
+    task: str,
+):
     run = tmp_path / "run"
     done = eve("finetune", f"scenes_{task}", "--init", pretrained, "--out", "run", *SHORT)
     assert done.returncode == 0, done.stderr
@@ -91,7 +96,12 @@ def test_finetune_evaluate(eve, pretrained, tmp_path: Path, task: str):
     assert task in complaint(eve("evaluate", wrong_task, "run"))
 
 
-def check_notes(run: Path, pretrained: Path, task: str, metrics: dict) -> None:
+def check_notes(
+    run: Path,
+    pretrained: Path,
+    task: str,
+    metrics: dict,
+) -> None:
     """The log says where the weights come from, and what the numbers of record mean."""
     start, *choice, comparison, memory, _ = [row["text"] for row in rows(run, "note")]
     assert len(choice) == (task == "retrieval")  # what validation chose to re-rank

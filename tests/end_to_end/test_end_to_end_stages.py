@@ -79,7 +79,11 @@ def test_training_on_texts_leaves_attention_and_images_equal_to_the_bit(two_stag
     ],
 )
 def test_flags_that_do_not_fit_the_start_are_refused(
-    eve, two_stages: Path, monkeypatch, flags: tuple, message: str
+    eve,
+    two_stages: Path,
+    monkeypatch,
+    flags: tuple,
+    message: str,
 ):
     monkeypatch.chdir(two_stages)
     assert message in complaint(eve(*SECOND, "--out", "wrong", *flags))

@@ -73,7 +73,11 @@ def test_colors_have_their_names(color):
 
 def test_drawings_without_a_main_color_have_none():
     image = Image.new("RGB", (64, 64), "white")
-    for column, color in ((4, "red"), (24, "green"), (44, "blue")):
+    for column, color in (
+        (4, "red"),
+        (24, "green"),
+        (44, "blue"),
+    ):
         image.paste(color, (column, 8, column + 16, 56))
     assert captions.color_of(image) == ""
 
@@ -94,7 +98,12 @@ def test_articles(words):
 
 
 @pytest.mark.parametrize(
-    ("singular", "plural"), [("fox", "foxes"), ("cherry", "cherries"), ("key", "keys")]
+    ("singular", "plural"),
+    [
+        ("fox", "foxes"),
+        ("cherry", "cherries"),
+        ("key", "keys"),
+    ],
 )
 def test_plurals(singular, plural):
     assert captions.plural(singular) == plural
@@ -142,7 +151,12 @@ def packages(tmp_path):
     write_json(modules / "emojibase-data/en/data.json", entries)
 
     png = drawings.to_png(circle("black"), 16)
-    row = {"set": "tabler", "caption": "trash", "image": png, "license": "MIT"}
+    row = {
+        "set": "tabler",
+        "caption": "trash",
+        "image": png,
+        "license": "MIT",
+    }
     for split in ("train", "val"):
         parquet.write_table(Table.from_pylist([row]), tmp_path / f"{split}.parquet")
     return tmp_path

@@ -55,7 +55,13 @@ def packages(tmp_path):
         package = folder / "@iconify-json" / vendor
         write(
             package / "icons.json",
-            {"prefix": vendor, "icons": icons, "aliases": {}, "width": 32, "height": 32},
+            {
+                "prefix": vendor,
+                "icons": icons,
+                "aliases": {},
+                "width": 32,
+                "height": 32,
+            },
         )
         write(package / "chars.json", CHARS)
         write(package / "info.json", {"license": {"spdx": f"{vendor}-licence"}})

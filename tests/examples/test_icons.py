@@ -44,7 +44,11 @@ SETS = {
         "moon": drawing(3),
         "old": drawing(4, hidden=True),
     },
-    "lucide": {"wide": drawing(5, width=48), "nothing": drawing(0), "everything": drawing(10)},
+    "lucide": {
+        "wide": drawing(5, width=48),
+        "nothing": drawing(0),
+        "everything": drawing(10),
+    },
     "fluent": {
         "ant-16-filled": drawing(6),
         "ant-24-filled": drawing(7),
@@ -60,7 +64,10 @@ def packages(tmp_path):
     folder.mkdir(parents=True)
     for names in icons.SPLITS.values():
         for name in names.split():
-            info = {"license": {"spdx": f"{name}-licence"}, "palette": name.endswith("-color")}
+            info = {
+                "license": {"spdx": f"{name}-licence"},
+                "palette": name.endswith("-color"),
+            }
             content = {
                 "info": info,
                 "icons": SETS.get(name, {"house": drawing(5)}),
@@ -77,7 +84,14 @@ def render(svg: str, size: int) -> Image.Image:
     tenths = int(root[0].attrib["d"].partition("h")[2])
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     side = max(width, height)
-    image = Image.new("RGB", (round(size * width / side), round(size * height / side)), "white")
+    image = Image.new(
+        "RGB",
+        (
+            round(size * width / side),
+            round(size * height / side),
+        ),
+        "white",
+    )
     image.paste("black", (0, 0, image.width * tenths // 10, image.height))
     return image
 
@@ -100,7 +114,11 @@ def checksum(name: str) -> str:
 def test_the_set_is_built(packages, tmp_path):
     out = tmp_path / "icons"
     counts = icons.build(packages, out, render, size=10)
-    num_rows = {"train": 58 + 2, "val": 2, "test_sets": 1 + 1}
+    num_rows = {
+        "train": 58 + 2,
+        "val": 2,
+        "test_sets": 1 + 1,
+    }
     tenths_of_caption = {}
     for split, num in num_rows.items():
         rows = rows_of(out / f"{split}.parquet")

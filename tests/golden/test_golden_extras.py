@@ -87,7 +87,12 @@ def test_optimiser_groups_differ_only_in_the_decay_of_1d_parameters(tiny, name):
     ],
 )
 def test_learning_rates_follow_the_published_schedules(name, warmup, schedule):
-    config = TrainConfig(lr=3e-5, warmup=warmup, schedule=schedule, steps=39)
+    config = TrainConfig(
+        lr=3e-5,
+        warmup=warmup,
+        schedule=schedule,
+        steps=39,
+    )
     rates = [learning_rate(step, config) for step in range(39)]
     expected = [rate for rate, _ in recorded("schedules")[name]]
     assert rates == pytest.approx(expected, rel=1e-9, abs=1e-15)

@@ -171,7 +171,13 @@ def mutate_npz(rng: Random, data: bytes) -> bytes:
         case 2:
             arrays[name] = array.astype(rng.choice(("f4", "U5", "c8", "u1", "?", "M8[s]")))
         case 3:
-            shapes = (array[:-1], array.ravel(), array[None], array[:0], np.array(5))
+            shapes = (
+                array[:-1],
+                array.ravel(),
+                array[None],
+                array[:0],
+                np.array(5),
+            )
             arrays[name] = rng.choice((*shapes, np.repeat(array, 2, 0)))
         case _:
             del arrays[name]

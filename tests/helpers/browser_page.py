@@ -39,7 +39,11 @@ def serving_page(
 
 def upload(seed: int) -> Any:
     """Return a file for a field of images."""
-    return {"name": f"{seed}.png", "mimeType": "image/png", "buffer": png(seed, SIDE, SIDE)}
+    return {
+        "name": f"{seed}.png",
+        "mimeType": "image/png",
+        "buffer": png(seed, SIDE, SIDE),
+    }
 
 
 DROP = """([selector, event, data]) => {
@@ -53,7 +57,12 @@ DROP = """([selector, event, data]) => {
 }"""
 
 
-def drop(page: Any, selector: str, seed: int, event: str = "drop") -> None:
+def drop(
+    page: Any,
+    selector: str,
+    seed: int,
+    event: str = "drop",
+) -> None:
     """Drop an image on something, or paste it there."""
     data = base64.b64encode(png(seed, SIDE, SIDE)).decode()
     page.evaluate(DROP, [selector, event, data])

@@ -75,7 +75,12 @@ def mutate_text(rng: Random, data: bytes) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def replace_part(rng: Random, text: str, separator: str, odd: str) -> str:
+def replace_part(
+    rng: Random,
+    text: str,
+    separator: str,
+    odd: str,
+) -> str:
     """Replace one of the words or lines of a text."""
     parts = text.split(separator)
     parts[rng.randrange(len(parts))] = odd

@@ -41,7 +41,11 @@ def train_on(spec: str, task: TaskConfig | None, **data: Any) -> Action:
     """Return what reads, decodes and tokenises rows as training and validation do."""
 
     def read(folder: Path) -> None:
-        options = {"train": (str(folder / spec),), "val": ("held-out",), "crop_scale": (0.5, 1)}
+        options = {
+            "train": (str(folder / spec),),
+            "val": ("held-out",),
+            "crop_scale": (0.5, 1),
+        }
         config = tiny_config(task=task, data=options | data)
         kind = task_class(type(config.task))
         sources, val_sources = open_train_and_val(config, kind.dataset.kind_of(config))

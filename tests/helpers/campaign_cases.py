@@ -56,7 +56,12 @@ def is_sound(reader: Reader, case: Case) -> bool:
     return case.number == 0 and reader.has_sound
 
 
-def lay_out(reader: Reader, case: Case, seed: int, folder: Path) -> None:
+def lay_out(
+    reader: Reader,
+    case: Case,
+    seed: int,
+    folder: Path,
+) -> None:
     """Write one input, damaged unless it is the first."""
     rng = Random(f"{seed}/{case.reader}/{case.number}")
     files = dict(reader.files)
@@ -97,7 +102,13 @@ def write_files(folder: Path, files: Files) -> None:
 # Reading
 
 
-def run_case(reader: Reader, case: Case, seed: int, work: Path, limit: int) -> Outcome:
+def run_case(
+    reader: Reader,
+    case: Case,
+    seed: int,
+    work: Path,
+    limit: int,
+) -> Outcome:
     """Make an input, give it to the reader's entry points, and note what came of it.
 
     limit: bytes of memory that one action may need.
@@ -142,7 +153,13 @@ def paths_in(folder: Path) -> set[str]:
     return names
 
 
-def run_action(reader: Reader, name: str, folder: Path, paths: set[str], outcome: Outcome) -> None:
+def run_action(
+    reader: Reader,
+    name: str,
+    folder: Path,
+    paths: set[str],
+    outcome: Outcome,
+) -> None:
     """Run one action, and add to the outcome what it must not raise or print."""
     printed = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
     sys.stdout = sys.stderr = printed

@@ -52,7 +52,10 @@ def table(
     part: the split of a source. fields: of the reader.
     """
     spec = file + part
-    actions = {"check": check(spec), "train": train_on(spec, task)}
+    actions = {
+        "check": check(spec),
+        "train": train_on(spec, task),
+    }
     defaults = {"targets": (file,), "actions": actions}
     return Reader(files={file: content, **other_files}, **(defaults | fields))
 
@@ -73,8 +76,14 @@ def image_readers(base: Path) -> dict[str, Reader]:
         "check": check(".", "--kind", "images"),
         "train": train_on(".", MASKED, modality="image"),
     }
-    of_classes = {"check": check(".", "--kind", "labels"), "train": train_on(".", CLASSES)}
-    of_captions = {"check": check("."), "train": train_on(".", None)}
+    of_classes = {
+        "check": check(".", "--kind", "labels"),
+        "train": train_on(".", CLASSES),
+    }
+    of_captions = {
+        "check": check("."),
+        "train": train_on(".", None),
+    }
     big_images = Reader(
         files=files_in(base / "big"),
         choose=one_image,
@@ -97,9 +106,19 @@ def table_readers() -> dict[str, Reader]:
     questions = []
     labelled = []
     for number, name in enumerate(IMAGES):
-        question = {"image": name, "question": "what is it", "answer": ["cat", "dog"]}
+        question = {
+            "image": name,
+            "question": "what is it",
+            "answer": ["cat", "dog"],
+        }
         questions.append(question | {"question_id": number, "answer_type": "other"})
-        labelled.append({"image": name, "label": "ab"[number % 2], "text": "a text"})
+        labelled.append(
+            {
+                "image": name,
+                "label": "ab"[number % 2],
+                "text": "a text",
+            }
+        )
     statements = []
     for number in range(0, NUM_ROWS, 2):
         images = [f"{number}.png", f"{number + 1}.png"]
@@ -150,7 +169,13 @@ def published_readers() -> dict[str, Reader]:
     for number, name in enumerate(IMAGES):
         text = f"cat {number}"
         coco["images"].append({"id": number, "file_name": name})
-        coco["annotations"].append({"image_id": number, "caption": text, "id": number})
+        coco["annotations"].append(
+            {
+                "image_id": number,
+                "caption": text,
+                "id": number,
+            }
+        )
         image = {"filename": name, "filepath": ".", "split": "train"}
         karpathy.append(image | {"sentences": [{"raw": f"cat {name}"}]})
         question = {"image_id": number, "question": "what is it", "question_id": number}

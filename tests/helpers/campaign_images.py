@@ -91,4 +91,8 @@ def one_image(rng: Random, files: Files) -> Files:
     """Lay out one of the images, a sound one, and the table that lists both."""
     name = rng.choice(list(files))
     rows = [{"image": image, "caption": f"cat {image}"} for image in (name, "sound.png")]
-    return {name: files[name], "sound.png": GOOD, "rows.jsonl": lines(rows)}
+    return {
+        name: files[name],
+        "sound.png": GOOD,
+        "rows.jsonl": lines(rows),
+    }

@@ -58,7 +58,14 @@ def make_base(base: Path) -> None:
     }
     config = tiny_config(data=data, train=TRAIN)
     train(replace(config, out=base / "masked"))
-    train(replace(config, task=ASKED, init=base / "masked", out=base / "vqa"))
+    train(
+        replace(
+            config,
+            task=ASKED,
+            init=base / "masked",
+            out=base / "vqa",
+        )
+    )
     for name in RUNS:
         write_report(base / name)
         export_published(base / name, base / f"{name}.pth")
@@ -118,7 +125,14 @@ def run_actions(base: Path, name: str) -> dict[str, Action]:
         train(replace(one_step, init=folder, out=folder.parent / "new"))
 
     def start_from_scratch(folder: Path) -> None:
-        train(replace(one_step, init=folder, out=folder.parent / "new", scratch=True))
+        train(
+            replace(
+                one_step,
+                init=folder,
+                out=folder.parent / "new",
+                scratch=True,
+            )
+        )
 
     def export(folder: Path) -> None:
         eve_command(["convert", str(folder), str(folder.parent / "out.pth")])

@@ -35,7 +35,11 @@ def parquet_of(rows: Sequence[dict[str, Any]]) -> bytes:
 
 def odd_columns() -> list[pa.Array]:
     """Return columns of two rows; the first has paths of images."""
-    bad_text = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"ok"]).buffers())
+    bad_text = pa.Array.from_buffers(
+        pa.string(),
+        2,
+        pa.array([b"\xff\xfe", b"ok"]).buffers(),
+    )
     image = {"path": "0.png", "bytes": GOOD}
     no_image = {"path": None, "bytes": None}
     return [
@@ -74,4 +78,8 @@ def odd_table(rng: Random, _files: Files) -> Files:
         values.append(rng.choice(columns))
     file = io.BytesIO()
     parquet.write_table(pa.Table.from_arrays(values, names), file)
-    return {"rows.parquet": file.getvalue(), "0.png": GOOD, "1.png": GOOD}
+    return {
+        "rows.parquet": file.getvalue(),
+        "0.png": GOOD,
+        "1.png": GOOD,
+    }

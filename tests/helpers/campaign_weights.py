@@ -20,7 +20,11 @@ from helpers.odd_values import TEXTS
 
 LEFT_OUT = object()
 SHAPE = ("--num-heads", "2", "--num-experts", "4", "--num-deep-blocks", "1")
-FLAGS = {"masked": SHAPE[:2], "vqa": (*SHAPE[:2], "--answers"), "vision": SHAPE}
+FLAGS = {
+    "masked": SHAPE[:2],
+    "vqa": (*SHAPE[:2], "--answers"),
+    "vision": SHAPE,
+}
 """Of `eve convert`, by the name of the weights."""
 TYPES = (
     torch.int64,
@@ -47,7 +51,10 @@ def weight_readers(base: Path) -> dict[str, Reader]:
             tensors = torch.load(base / f"{name}.pth", weights_only=True)
         file = io.BytesIO()
         torch.save(tensors, file)
-        weights = {"weights.pth": file.getvalue(), "weights.safetensors": save_safetensors(tensors)}
+        weights = {
+            "weights.pth": file.getvalue(),
+            "weights.safetensors": save_safetensors(tensors),
+        }
         readers[f"convert {name}"] = Reader(
             files=weights | texts,
             actions={"convert": convert_with(flags)},
@@ -138,7 +145,14 @@ def change_tensor(rng: Random, name: str, tensor: Tensor) -> tuple[str, Any]:
             return name, LEFT_OUT
         case 2:
             twice = torch.cat([flat, flat])
-            shapes = (tensor[None], flat, tensor[..., :0], tensor[..., :1], twice, flat[0])
+            shapes = (
+                tensor[None],
+                flat,
+                tensor[..., :0],
+                tensor[..., :1],
+                twice,
+                flat[0],
+            )
             return name, rng.choice(shapes)
         case 3:
             return name, tensor.to(rng.choice(TYPES))
@@ -154,7 +168,16 @@ def odd_tensor_name(rng: Random, name: str) -> str:
     odd_number = rng.choice((99_999_999, -1, 7, "x", "0" * 5000))
     other_block = name.replace(f".{numbers[0]}.", f".{odd_number}.")
     odd_text = rng.choice(TEXTS[:12])
-    return rng.choice((other_block, f"{name}_", "", odd_text, name.upper(), f"module.{name}"))
+    return rng.choice(
+        (
+            other_block,
+            f"{name}_",
+            "",
+            odd_text,
+            name.upper(),
+            f"module.{name}",
+        )
+    )
 
 
 def odd_tensors(tensor: Tensor) -> list[Any]:
@@ -188,7 +211,13 @@ def write_safetensors(values: Mapping[str, Any]) -> bytes:
 def write_torch(rng: Random, values: Mapping[str, Any]) -> bytes:
     """Return a file, sometimes nested as training scripts do."""
     nested = {"model": values, "epoch": 3}
-    forms = (values, values, nested, {"state_dict": nested}, {"module": {"module": values}})
+    forms = (
+        values,
+        values,
+        nested,
+        {"state_dict": nested},
+        {"module": {"module": values}},
+    )
     file = io.BytesIO()
     torch.save(rng.choice(forms), file)
     return file.getvalue()

@@ -70,7 +70,12 @@ def read_cases(
 class Worker:
     """A process that reads a chunk of inputs."""
 
-    def __init__(self, chunk: Chunk, options: CampaignOptions, number: int):
+    def __init__(
+        self,
+        chunk: Chunk,
+        options: CampaignOptions,
+        number: int,
+    ):
         self.is_again = chunk.is_again
         self.has_ended = False
         self.pending = chunk.cases

@@ -8,11 +8,18 @@ from PIL import Image
 
 from eve_vl.cli.main import main
 
-COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+COLORS = {
+    "red": (200, 30, 30),
+    "green": (30, 200, 30),
+    "blue": (30, 30, 200),
+}
 
 
 def write_color_rows(
-    folder: Path, count: int, broken: Collection[int] = (), word: str = "number"
+    folder: Path,
+    count: int,
+    broken: Collection[int] = (),
+    word: str = "number",
 ) -> Path:
     """Write images and a table of them; those in `broken` cannot be decoded."""
     folder.mkdir()

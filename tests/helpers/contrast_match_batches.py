@@ -80,7 +80,10 @@ def even_targets(groups: list[set[int]]) -> list[list[float]]:
 
 
 def slow_contrast(
-    image: Tensor, text: Tensor, target: list[list[float]], temperature: float
+    image: Tensor,
+    text: Tensor,
+    target: list[list[float]],
+    temperature: float,
 ) -> float:
     """Return the mean of both directions of minus the target's log-probability."""
     scores = image @ text.T / temperature

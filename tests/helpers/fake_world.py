@@ -43,7 +43,12 @@ def world(rank: int, size: int, per_machine: int) -> Iterator[None]:
     place = ProcessPlace(
         rank=rank, world_size=size, local_rank=rank % per_machine, local_world_size=per_machine
     )
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    dist.init_process_group(
+        "fake",
+        store=FakeStore(),
+        rank=rank,
+        world_size=size,
+    )
     try:
         with (
             mock.patch.object(shard, "process_place", lambda: place),
@@ -70,7 +75,13 @@ class Exchanges(TorchDispatchMode):
         super().__init__()
         self.all: list[Exchange] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
         if "c10d" in func.namespace:
             leaves = pytree.tree_leaves(args)
             size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))

@@ -58,7 +58,16 @@ class Forked:
     ):
         CONTEXT.set_forkserver_preload(PRELOAD)
         self.console = console
-        self.process = CONTEXT.Process(target=run, args=(args, folder, console, dict(env), before))
+        self.process = CONTEXT.Process(
+            target=run,
+            args=(
+                args,
+                folder,
+                console,
+                dict(env),
+                before,
+            ),
+        )
         self.process.start()
 
     @property

@@ -61,7 +61,11 @@ async def compare(port: int, seconds: float) -> list[ClientLog]:
 
 
 async def send_until(
-    port: int, name: str, requests: Sequence[Request], end: float, pause: float = 0
+    port: int,
+    name: str,
+    requests: Sequence[Request],
+    end: float,
+    pause: float = 0,
 ) -> ClientLog:
     """Send requests in turn until a time, at least one."""
     log = ClientLog(name)

@@ -52,7 +52,13 @@ def places_in(top: list[Any]) -> list[Place]:
     return places
 
 
-def change_value(rng: Random, holder: Any, key: Any, *, is_top: bool) -> None:
+def change_value(
+    rng: Random,
+    holder: Any,
+    key: Any,
+    *,
+    is_top: bool,
+) -> None:
     """Rename, delete, insert, nest or replace a value."""
     odd = rng.choice(rng.choice((SWAPS, NUMBERS, TEXTS)))
     if type(holder[key]) in (int, float) and rng.random() < 0.5:

@@ -137,7 +137,12 @@ class Durations:
     validation: float
 
 
-def kill(rng: Random, training: Training, plan: Kill, durations: Durations) -> bool:
+def kill(
+    rng: Random,
+    training: Training,
+    plan: Kill,
+    durations: Durations,
+) -> bool:
     """Send a signal at a moment; return whether the training was still there to get it.
 
     The plan notes status and fault.
@@ -244,7 +249,12 @@ def measure_durations(folder: Path, command: tuple[str, ...]) -> Durations:
         step = seconds_between(training, ("train", 6), ("train", 8)) / 2
         training.wait()
         (folder / "run").rename(folder / f"run {is_command}")
-    return Durations(fork=starts[0], command=starts[1], step=step, validation=validation)
+    return Durations(
+        fork=starts[0],
+        command=starts[1],
+        step=step,
+        validation=validation,
+    )
 
 
 def seconds_between(training: Training, first: tuple[str, int], last: tuple[str, int]) -> float:

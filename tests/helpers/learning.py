@@ -28,7 +28,12 @@ class StillClock(clock.Clock):
         return 0.0
 
     def measure_step(self, config: Config) -> StepSeconds:
-        return StepSeconds(median=1.0, fastest=1.0, total=0.0, num_threads=1)
+        return StepSeconds(
+            median=1.0,
+            fastest=1.0,
+            total=0.0,
+            num_threads=1,
+        )
 
     def logged_step(self, config: Config) -> float:
         return 1.0

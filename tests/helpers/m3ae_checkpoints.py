@@ -107,7 +107,12 @@ def _add_clip(shapes: Shapes, size: M3aeSize) -> None:
     shapes.norm(f"{visual}.ln_post", D)
 
 
-def _add_clip_blocks(shapes: Shapes, prefix: str, depth: int, width: int) -> None:
+def _add_clip_blocks(
+    shapes: Shapes,
+    prefix: str,
+    depth: int,
+    width: int,
+) -> None:
     for number in range(depth):
         block = f"{prefix}.resblocks.{number}"
         shapes[f"{block}.attn.in_proj_weight"] = (3 * width, width)

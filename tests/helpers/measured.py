@@ -26,7 +26,10 @@ def resampled_ends(statistic: Callable[[np.ndarray], float], num_rows: int) -> t
 
 
 def assert_interval_is_that_of_resampling(
-    number: float, statistic: Callable[[np.ndarray], float], num_rows: int, tolerance: float
+    number: float,
+    statistic: Callable[[np.ndarray], float],
+    num_rows: int,
+    tolerance: float,
 ) -> None:
     """Check the ends of a number's interval. tolerance: as a share of the interval."""
     low, high = resampled_ends(statistic, num_rows)

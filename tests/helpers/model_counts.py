@@ -26,7 +26,15 @@ def once_per_shape(function: Callable[[Config], Result]) -> Callable[[Config], R
 
     def cached(config: Config) -> Result:
         rows = config.train.batch_size, config.train.accumulation
-        key = repr((config.input, config.model, config.tokenizer, config.task, rows))
+        key = repr(
+            (
+                config.input,
+                config.model,
+                config.tokenizer,
+                config.task,
+                rows,
+            )
+        )
         if key not in results:
             results[key] = function(config)
         return results[key]

@@ -88,14 +88,29 @@ def endless() -> Iterator[Numbers]:
 
 
 def no_bad_samples(run: Path) -> BadSamples:
-    return BadSamples(run, num_rows=1, max_share=1, writes=True)
+    return BadSamples(
+        run,
+        num_rows=1,
+        max_share=1,
+        writes=True,
+    )
 
 
 def trainer_of(run: Path, task: Any, config: TrainConfig = CONFIG, **options: Any) -> Trainer:
     run.mkdir(exist_ok=True)
     texts = {"config.json": "{}", "tokenizer.json": "{}"}
     cpu = torch.device("cpu")
-    return Trainer(config, run, task, task, **{"device": cpu, "texts": texts, **options})
+    return Trainer(
+        config,
+        run,
+        task,
+        task,
+        **{
+            "device": cpu,
+            "texts": texts,
+            **options,
+        },
+    )
 
 
 def train(run: Path, task: Any, config: TrainConfig = CONFIG, **options: Any) -> dict[str, float]:

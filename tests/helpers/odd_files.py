@@ -48,6 +48,12 @@ def odd_name(rng: Random, name: str) -> bytes:
     """Return another name for a file, of the same kind by its last letters."""
     ending = name[name.index(".") :] if "." in name else ""
     long_name = b"a" * (250 - len(ending))
-    names = [b"\xff\xfe", b"\x1b[31m", "\u202eabc".encode(), "\u200b".encode(), b"a\nb"]
+    names = [
+        b"\xff\xfe",
+        b"\x1b[31m",
+        "\u202eabc".encode(),
+        "\u200b".encode(),
+        b"a\nb",
+    ]
     names += [long_name, b"{0..3}", b" ", b"a#b"]
     return rng.choice(names) + ending.encode()

@@ -72,7 +72,17 @@ BASE = EncoderShape(
 LARGE = EncoderShape(
     depth=24, D=1024, F=4096, image=224, patch=16, T=40, V=64_000, soft_blocks=3, experts=32
 )
-TINY = EncoderShape(depth=3, D=48, F=192, image=32, patch=8, T=32, V=400, soft_blocks=2, experts=4)
+TINY = EncoderShape(
+    depth=3,
+    D=48,
+    F=192,
+    image=32,
+    patch=8,
+    T=32,
+    V=400,
+    soft_blocks=2,
+    experts=4,
+)
 DEMO_STEM = (3, 24, 48, 96, 192)
 
 

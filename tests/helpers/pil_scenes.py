@@ -39,7 +39,13 @@ def _outlines(shape: Shape) -> list[list[Point]]:
         "diamond": [_around([r], 4)],
         "bar": [_box(0.4 * r, r)],
         "cross": [_box(r, 0.36 * r), _box(0.36 * r, r)],
-        "triangle": [[(-r, 0), (0.85 * r, r), (0.85 * r, -r)]],
+        "triangle": [
+            [
+                (-r, 0),
+                (0.85 * r, r),
+                (0.85 * r, -r),
+            ]
+        ],
         "star": [_around([r, 0.46 * r], 10)],
     }
     return outlines[shape.kind]
@@ -56,4 +62,9 @@ def _around(radii: list[float], count: int) -> list[Point]:
 
 
 def _box(half_y: float, half_x: float) -> list[Point]:
-    return [(-half_y, -half_x), (-half_y, half_x), (half_y, half_x), (half_y, -half_x)]
+    return [
+        (-half_y, -half_x),
+        (-half_y, half_x),
+        (half_y, half_x),
+        (half_y, -half_x),
+    ]

@@ -31,7 +31,12 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "replicate": {},
     "shard, two micro-batches": {"layout": "shard", "accumulation": 2},
 }
-TRAIN = {"batch_size": 32, "optimizer": "adamw", "dtype": "float32", "device": "cpu"}
+TRAIN = {
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "dtype": "float32",
+    "device": "cpu",
+}
 
 
 def config_of(**train: Any) -> Config:
@@ -49,7 +54,13 @@ def long_pairs(count: int) -> ListSource[ImageText]:
     rows = []
     for row in range(count):
         caption = " ".join(WORDS[(7 * row + 3 * place) % 11] for place in range(40))
-        rows.append(ImageText(image=noise(row), captions=(caption,), where=str(row)))
+        rows.append(
+            ImageText(
+                image=noise(row),
+                captions=(caption,),
+                where=str(row),
+            )
+        )
     return ListSource(rows)
 
 

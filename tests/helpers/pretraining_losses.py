@@ -11,7 +11,11 @@ from helpers.tiny_config import tiny_config
 from helpers.tiny_rows import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}
+DECODER: dict[str, Any] = {
+    "decoder_depth": 1,
+    "decoder_dim": 16,
+    "decoder_num_heads": 2,
+}
 TASKS = {
     "mlm+mim": MaskedSignalConfig(**DECODER),
     "mlm+itc+mim": ContrastMatchConfig(mim_weight=1.0, itm_weight=0.0, **DECODER),

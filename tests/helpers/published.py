@@ -45,7 +45,12 @@ def write_tokenizer_of_500(path: Path) -> Path:
 def timm_model(kind: str, depth: int = 3) -> Any:
     """Return a tiny image encoder of timm with weights that are nowhere 0 or 1."""
     torch.manual_seed(3)
-    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": depth}
+    sizes: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 64,
+        "depth": depth,
+    }
     sizes |= {"num_heads": 2, "num_classes": 5}
     if kind == "vit":
         model = timm.models.vision_transformer.VisionTransformer(**sizes)
@@ -66,7 +71,11 @@ def timm_model(kind: str, depth: int = 3) -> Any:
 def transformers_model(kind: str) -> Any:
     """Return a tiny image encoder of transformers with weights that are nowhere 0 or 1."""
     torch.manual_seed(3)
-    sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
     sizes |= {"image_size": 32, "patch_size": 8}
     if kind == "dinov2":
         return _shaken(Dinov2Model(Dinov2Config(**sizes, mlp_ratio=4)))

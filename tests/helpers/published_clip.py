@@ -59,7 +59,11 @@ def save_clip(folder: Path) -> Any:
     tokens = [*LETTERS, *word_ends, "at</w>", "<|startoftext|>", "<|endoftext|>"]
     size = len(tokens)
     text = TEXT_TOWER | {"vocab_size": size, "bos_token_id": size - 2, "eos_token_id": size - 1}
-    config = transformers.CLIPConfig(text_config=text, vision_config=IMAGE_TOWER, projection_dim=24)
+    config = transformers.CLIPConfig(
+        text_config=text,
+        vision_config=IMAGE_TOWER,
+        projection_dim=24,
+    )
     model = randomized(transformers.CLIPModel(config))
     model.save_pretrained(folder)
     merges: Any = [("a", "t</w>")]
@@ -109,7 +113,12 @@ KINDS: dict[str, Callable[[Path], Any]] = {
 
 # open_clip
 
-OPEN_CLIP_TEXT = {"context_length": TEXT_LENGTH, "width": 64, "heads": 4, "layers": 2}
+OPEN_CLIP_TEXT = {
+    "context_length": TEXT_LENGTH,
+    "width": 64,
+    "heads": 4,
+    "layers": 2,
+}
 OPEN_CLIP = {
     "embed_dim": 40,
     "vision_cfg": {"image_size": SIDE, "width": 128, "layers": 3, "patch_size": 8},
@@ -152,7 +161,11 @@ def save_open_clip(kind: str, folder: Path, tokenizer: Path) -> Any:
     else:
         model = open_clip.CustomTextCLIP(**config)
         config["custom_text"] = True
-        preprocessing |= {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+        preprocessing |= {
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+            "resize_mode": "squash",
+        }
     torch.save(randomized(model).state_dict(), folder / "open_clip_pytorch_model.bin")
     content = {"model_cfg": config, "preprocess_cfg": preprocessing}
     (folder / "open_clip_config.json").write_text(json.dumps(content))

@@ -27,7 +27,10 @@ class Answer(NamedTuple):
 
 
 def request_head(
-    path: str, length: Any, token: str = TOKEN, content_type: str = "application/json"
+    path: str,
+    length: Any,
+    token: str = TOKEN,
+    content_type: str = "application/json",
 ) -> bytes:
     """Return the head of a request, without its method."""
     lines = (

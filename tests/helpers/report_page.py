@@ -111,7 +111,14 @@ def tiny(
         task=changed_section(config.task, task),
         data=replace(config.data, **data_fields),
         tokenizer=replace(config.tokenizer, path=tokenizer),
-        train=replace(config.train, steps=steps, threads=1, log_every=1, val_every=2, save_every=2),
+        train=replace(
+            config.train,
+            steps=steps,
+            threads=1,
+            log_every=1,
+            val_every=2,
+            save_every=2,
+        ),
     )
 
 
@@ -148,7 +155,14 @@ def finetuned(
         config,
         out=out,
         init=pretrained,
-        data=replace(config.data, **{"val_samples": NUM_VAL, "num_workers": 0, **(data or {})}),
+        data=replace(
+            config.data,
+            **{
+                "val_samples": NUM_VAL,
+                "num_workers": 0,
+                **(data or {}),
+            },
+        ),
         task=replace(config.task, **(task or {})),
         train=replace(
             config.train,

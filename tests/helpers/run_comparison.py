@@ -100,7 +100,11 @@ def without_changes(rows: Sequence[Row]) -> list[Row]:
 
 
 def assert_resumes_to_the_same(
-    eve: Any, words: tuple[Any, ...], folder: Path, saved: int, steps: int
+    eve: Any,
+    words: tuple[Any, ...],
+    folder: Path,
+    saved: int,
+    steps: int,
 ) -> None:
     """Run a command, and again in a copy that lacks the last checkpoint: the runs `whole` and
     `killed` are equal."""
@@ -126,7 +130,12 @@ def wait_for_step(run: Path, step: int) -> None:
 
 
 def assert_close_logs(
-    run: Path, expected_run: Path, *, rtol: float, atol: float, ignored: Sequence[str] = ()
+    run: Path,
+    expected_run: Path,
+    *,
+    rtol: float,
+    atol: float,
+    ignored: Sequence[str] = (),
 ) -> None:
     """Compare logs whose numbers differ by rounding. ignored: columns that may differ."""
     rows = rows_without_timing(run, ignored)
@@ -134,7 +143,12 @@ def assert_close_logs(
         assert_close(row, expected, rtol, atol)
 
 
-def assert_close(value: object, expected: object, rtol: float, atol: float) -> None:
+def assert_close(
+    value: object,
+    expected: object,
+    rtol: float,
+    atol: float,
+) -> None:
     """Compare nested objects whose numbers differ by rounding."""
     if isinstance(expected, dict):
         assert isinstance(value, dict)

@@ -95,7 +95,12 @@ def names_top_and_bottom(scene: Scene, first: str, last: str) -> bool:
     return names_ends(scene, first, last, "center_y")
 
 
-def names_ends(scene: Scene, first: str, last: str, coordinate: str) -> bool:
+def names_ends(
+    scene: Scene,
+    first: str,
+    last: str,
+    coordinate: str,
+) -> bool:
     """Return whether two shapes are the ends along an axis, clear of those between them."""
     shapes = sorted(scene.shapes, key=lambda shape: getattr(shape, coordinate))
     if len(shapes) < 2:
@@ -168,7 +173,12 @@ def counts_all_on_background(scene: Scene, text: str, background: str) -> bool:
 
 
 @LINE_OR_COUNT.pattern(r"(row|column) (\w+) contains (.+)")
-def lists_a_line(scene: Scene, line: str, number: str, looks: str) -> bool:
+def lists_a_line(
+    scene: Scene,
+    line: str,
+    number: str,
+    looks: str,
+) -> bool:
     """Return whether all shapes of a row or column are listed in their order."""
     axis = ("row", "column").index(line)
     expected = []
@@ -179,13 +189,23 @@ def lists_a_line(scene: Scene, line: str, number: str, looks: str) -> bool:
 
 
 @PLACE_OR_RELATION.pattern(r"a (.+) is at row (\w+) column (\w+)")
-def names_a_cell(scene: Scene, look: str, row: str, column: str) -> bool:
+def names_a_cell(
+    scene: Scene,
+    look: str,
+    row: str,
+    column: str,
+) -> bool:
     cell = (NUMBERS.index(row) - 1, NUMBERS.index(column) - 1)
     return cell in [cell_of(shape, 4) for shape in shapes_that_look(scene, look)]
 
 
 @PLACE_OR_RELATION.pattern(r"a (.+) is directly (above|left of) a (.+)")
-def names_a_neighbor(scene: Scene, look: str, side: str, neighbor_look: str) -> bool:
+def names_a_neighbor(
+    scene: Scene,
+    look: str,
+    side: str,
+    neighbor_look: str,
+) -> bool:
     for shape in shapes_that_look(scene, look):
         for neighbor in shapes_that_look(scene, neighbor_look):
             if is_next_to(shape, side, neighbor):

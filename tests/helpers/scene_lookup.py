@@ -6,7 +6,12 @@ from collections.abc import Callable
 from eve_vl.synthetic.scenes.world import HELD_OUT, Scene, Shape
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-STEPS = {"above": (-0.25, 0), "below": (0.25, 0), "left of": (0, -0.25), "right of": (0, 0.25)}
+STEPS = {
+    "above": (-0.25, 0),
+    "below": (0.25, 0),
+    "left of": (0, -0.25),
+    "right of": (0, 0.25),
+}
 """Distance to the next cell of a hard scene, down and to the right."""
 ROW_WORDS = ("top", "", "bottom")
 COLUMN_WORDS = ("left", "", "right")

@@ -72,7 +72,12 @@ def existence_of(scene: Scene, description: str) -> str:
 
 
 @QUESTIONS.pattern(r"is the (.+) (left|above) or (?:right of|below) the (.+)")
-def side_of(scene: Scene, description: str, axis: str, reference: str) -> str:
+def side_of(
+    scene: Scene,
+    description: str,
+    axis: str,
+    reference: str,
+) -> str:
     """Return on which side of a reference a shape is, along the axis of a direction."""
     shape = the_shape(scene, description)
     reference_shape = the_shape(scene, reference)
@@ -87,7 +92,12 @@ def side_of(scene: Scene, description: str, axis: str, reference: str) -> str:
 
 
 @QUESTIONS.pattern(r"is the (.+) (left|right|above|below)(?: of)? the (.+)")
-def is_on_side(scene: Scene, description: str, side: str, reference: str) -> str:
+def is_on_side(
+    scene: Scene,
+    description: str,
+    side: str,
+    reference: str,
+) -> str:
     return yes_or_no(side_of(scene, description, side, reference) == side)
 
 

@@ -17,7 +17,12 @@ def is_shown(left: Scene, right: Scene, caption: str) -> bool:
 
 
 @STATEMENTS.pattern(r"(both|only one) pictures? contains? an? (.+)")
-def is_in_both_or_one(left: Scene, right: Scene, quantity: str, description: str) -> bool:
+def is_in_both_or_one(
+    left: Scene,
+    right: Scene,
+    quantity: str,
+    description: str,
+) -> bool:
     is_in_left = len(find_shapes(left, description)) > 0
     is_in_right = len(find_shapes(right, description)) > 0
     if quantity == "both":
@@ -26,7 +31,13 @@ def is_in_both_or_one(left: Scene, right: Scene, quantity: str, description: str
 
 
 @STATEMENTS.pattern(r"the (left|right) picture contains (an?|one|two|three) (.+)")
-def is_in_one_picture(left: Scene, right: Scene, side: str, number: str, description: str) -> bool:
+def is_in_one_picture(
+    left: Scene,
+    right: Scene,
+    side: str,
+    number: str,
+    description: str,
+) -> bool:
     scene = left if side == "left" else right
     count = len(find_shapes(scene, description))
     if number in ("a", "an"):
@@ -35,7 +46,12 @@ def is_in_one_picture(left: Scene, right: Scene, side: str, number: str, descrip
 
 
 @STATEMENTS.pattern(r"there are (.+?) (.+) in total")
-def is_total(left: Scene, right: Scene, number: str, description: str) -> bool:
+def is_total(
+    left: Scene,
+    right: Scene,
+    number: str,
+    description: str,
+) -> bool:
     total = len(find_shapes(left, description)) + len(find_shapes(right, description))
     return total == NUMBERS.index(number)
 
@@ -46,13 +62,23 @@ def are_as_many(left: Scene, right: Scene, description: str) -> bool:
 
 
 @STATEMENTS.pattern(r"the (left|right) picture contains more (.+) than the (?:left|right) picture")
-def are_more_on_side(left: Scene, right: Scene, side: str, description: str) -> bool:
+def are_more_on_side(
+    left: Scene,
+    right: Scene,
+    side: str,
+    description: str,
+) -> bool:
     difference = len(find_shapes(left, description)) - len(find_shapes(right, description))
     return difference > 0 if side == "left" else difference < 0
 
 
 @STATEMENTS.pattern(r"the (.+) (?:has the same|is the same) (color|kind) in both pictures")
-def has_same_property(left: Scene, right: Scene, description: str, name: str) -> bool:
+def has_same_property(
+    left: Scene,
+    right: Scene,
+    description: str,
+    name: str,
+) -> bool:
     in_left = the_shape(left, description)
     in_right = the_shape(right, description)
     return getattr(in_left, name) == getattr(in_right, name)

@@ -71,8 +71,17 @@ class Call(NamedTuple):
 BLANKS = ["a [MASK] circle", "two [MASK]"]
 PROMPTS = {"a": ["a circle", "red"], "b": ["blue squares"]}
 COLOR = "what color is it"
-ITEMS = {"left": ONE, "left_text": "a circle", "right": TWO, "right_text": "a square"}
-STATEMENT = {"left": ONE, "right": [TWO, ONE], "statement": "a red circle"}
+ITEMS = {
+    "left": ONE,
+    "left_text": "a circle",
+    "right": TWO,
+    "right_text": "a square",
+}
+STATEMENT = {
+    "left": ONE,
+    "right": [TWO, ONE],
+    "statement": "a red circle",
+}
 CALLS = [
     Call("masked", "encode_image", {"images": [ONE, TWO]}),
     Call("masked", "encode_text", {"texts": TEXTS[0]}),
@@ -87,7 +96,15 @@ CALLS = [
 ]
 """Calls whose answers are values."""
 IMAGE_CALLS = [
-    Call("masked", "reconstruct", {"image": ONE, "text": TEXTS[0], "keep": [0, 3, 5]}),
+    Call(
+        "masked",
+        "reconstruct",
+        {
+            "image": ONE,
+            "text": TEXTS[0],
+            "keep": [0, 3, 5],
+        },
+    ),
     Call("masked", "explain", {"image": ONE, "text": TEXTS[1], "word": "red"}),
     Call("vqa", "explain", {"image": ONE, "text": COLOR, "answer": "red", "block": 0}),
     Call("nlvr2", "explain", {"image": [ONE, TWO], "text": "a red circle"}),

@@ -90,7 +90,12 @@ class Handler(BaseHTTPRequestHandler):
         send(answer, self, store.is_stopped)
 
 
-def write_shard(path: Path, first: int, num: int = NUM, color: str = "red") -> Path:
+def write_shard(
+    path: Path,
+    first: int,
+    num: int = NUM,
+    color: str = "red",
+) -> Path:
     """Write rows `first` to `first + num`, and img2dataset's file about the shard."""
     members = {}
     for number in range(first, first + num):
@@ -118,16 +123,31 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 def config_of(spec: str, **data: Any) -> Config:
     """A tiny config that trains and validates on a source."""
-    return tiny_config(data={"train": (spec,), "val": (spec,), **data})
+    return tiny_config(
+        data={
+            "train": (spec,),
+            "val": (spec,),
+            **data,
+        }
+    )
 
 
 def batches_of(
-    config: Config, num: int, consumed: int = 0, rank: int = 0, world: int = 1
+    config: Config,
+    num: int,
+    consumed: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> list[Any]:
     """Names, pixels and ids of the first training batches."""
     sources = open_sources(config.data.train, config.data, 16)
     dataset = CaptionedImages(sources, config, CARD_TOKENIZER, training=True)
-    batches = train_loader(dataset, consumed=consumed, rank=rank, world=world)
+    batches = train_loader(
+        dataset,
+        consumed=consumed,
+        rank=rank,
+        world=world,
+    )
     content = []
     for batch in islice(batches, num):
         pixels = batch.images_BCHW.numpy().tobytes()

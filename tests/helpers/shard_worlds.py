@@ -199,7 +199,12 @@ def write_steps(folder: Path) -> None:
 # Runs
 
 
-def fit(config: Config, run: Path, layout: str, resumed_run: Path | None = None) -> None:
+def fit(
+    config: Config,
+    run: Path,
+    layout: str,
+    resumed_run: Path | None = None,
+) -> None:
     """Train to the last step, or resume a copy of another run in the middle."""
     if resumed_run is not None and is_main():
         last = step_folder(run, config.train.steps).name
@@ -224,8 +229,18 @@ def fit(config: Config, run: Path, layout: str, resumed_run: Path | None = None)
                 yield dataset.collate([dataset[(step, 0, row)] for row in rows_of_process])
             step += 1
 
-    val_loader = eval_loader(eval_set(config), batch_size=4, rank=rank, world=world)
-    bad_samples = BadSamples(run, num_rows=NUM_ROWS, max_share=1, writes=is_main())
+    val_loader = eval_loader(
+        eval_set(config),
+        batch_size=4,
+        rank=rank,
+        world=world,
+    )
+    bad_samples = BadSamples(
+        run,
+        num_rows=NUM_ROWS,
+        max_share=1,
+        writes=is_main(),
+    )
     trainer.fit(batches(trainer.step), val_loader, bad_samples)
 
 
@@ -263,7 +278,11 @@ def two(folder: Path) -> None:
         for layout in LAYOUTS:
             fit(config, folder / f"{name}_{layout}", layout)
     fit(RUNS["muon"], folder / "resumed", "shard", folder / "muon_shard")
-    tasks = (build(mlim_config()), build(tiny_config(task=PairConfig())), torch.nn.Linear(2, 2))
+    tasks = (
+        build(mlim_config()),
+        build(tiny_config(task=PairConfig())),
+        torch.nn.Linear(2, 2),
+    )
     for number, task in enumerate(tasks):
         (folder / f"refused_{number}_{rank}.txt").write_text(error_of_shards(task))
 

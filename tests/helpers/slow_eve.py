@@ -40,7 +40,12 @@ class SlowEve(SlowLayers):
         x_TD = x_TD + self.tensors["backbone.type_embed_text"]
         return self.feature(x_TD, "text", "text")
 
-    def feature(self, x_ND: Tensor, network: str, modality: str) -> Tensor:
+    def feature(
+        self,
+        x_ND: Tensor,
+        network: str,
+        modality: str,
+    ) -> Tensor:
         """Return the projected [CLS] state; the published code skips the final norm."""
         x_ND = self.norm(x_ND, "backbone.pre_layrnorm", EPS)
         for number in range(DEPTH):
@@ -70,7 +75,12 @@ class SlowEve(SlowLayers):
         )
         return slow_ffn(x_D, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
 
-    def experts(self, x_ND: Tensor, layer: str, modality: str) -> Tensor:
+    def experts(
+        self,
+        x_ND: Tensor,
+        layer: str,
+        modality: str,
+    ) -> Tensor:
         """Return the mixture of the two experts that the router prefers."""
         moe = f"{layer}.mlp_moe.moe"
         routed = x_ND + self.tensors[f"{moe}.{modality}_embed"]

@@ -32,14 +32,21 @@ def slow_quick_gelu(x: Tensor) -> Tensor:
 
 
 def slow_ffn(
-    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
 ) -> Tensor:
     """Return what one feed-forward network makes of one token (D,)."""
     return fc2_weight @ slow_quick_gelu(fc1_weight @ x + fc1_bias) + fc2_bias
 
 
 def slow_moe(
-    moe: MoE, x_BND: Tensor, is_text_BN: Tensor, is_padding_BN: Tensor | None
+    moe: MoE,
+    x_BND: Tensor,
+    is_text_BN: Tensor,
+    is_padding_BN: Tensor | None,
 ) -> tuple[Tensor, TwinStats]:
     """Send token after token through the router's formula and the matrices of its experts.
 
@@ -76,7 +83,12 @@ def slow_gates(moe: MoE, x: Tensor, is_text: bool) -> list[Tensor]:
     return [exponential / total for exponential in exponentials]
 
 
-def slow_mixture(moe: MoE, x: Tensor, gates: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
+def slow_mixture(
+    moe: MoE,
+    x: Tensor,
+    gates: Sequence[Tensor],
+    chosen: Sequence[int],
+) -> Tensor:
     """Return the outputs of the chosen experts, weighted by gates that add up to 1."""
     experts = moe.experts
     total = sum(gates[expert] for expert in chosen)
@@ -137,7 +149,10 @@ def random_moe(
 
 
 def in_rows(
-    x_BND: Tensor, num_image: int, is_padding_BN: Tensor | None = None, num_heads: int = 1
+    x_BND: Tensor,
+    num_image: int,
+    is_padding_BN: Tensor | None = None,
+    num_heads: int = 1,
 ) -> tuple[Tensor, PackedTokens]:
     """Return a batch of pairs as packed rows, and where these lie; image tokens come first."""
     tokens = Tokens(x_BND=x_BND, num_image=num_image, is_padding_BN=is_padding_BN)

@@ -17,7 +17,12 @@ class SlowLayers:
             y = y + self.tensors[f"{name}.bias"]
         return y
 
-    def norm(self, x: Tensor, name: str, eps: float) -> Tensor:
+    def norm(
+        self,
+        x: Tensor,
+        name: str,
+        eps: float,
+    ) -> Tensor:
         x = x - x.mean(-1, keepdim=True)
         x = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
         return x * self.tensors[f"{name}.weight"] + self.tensors[f"{name}.bias"]

@@ -27,7 +27,12 @@ class SlowM3ae(SlowLayers):
                 tensors[name.removeprefix(prefix)] = tensor
         return tensors
 
-    def attention(self, x_ND: Tensor, keys_MD: Tensor, name: str) -> Tensor:
+    def attention(
+        self,
+        x_ND: Tensor,
+        keys_MD: Tensor,
+        name: str,
+    ) -> Tensor:
         """BERT's, whose queries, keys and values all have biases."""
 
         def in_heads(x: Tensor, part: str) -> Tensor:
@@ -40,7 +45,11 @@ class SlowM3ae(SlowLayers):
         return self.linear((weights @ v).movedim(0, 1).flatten(1), f"{name}.output.dense")
 
     def bert_layer(
-        self, x_ND: Tensor, layer: str, eps: float, other_MD: Tensor | None = None
+        self,
+        x_ND: Tensor,
+        layer: str,
+        eps: float,
+        other_MD: Tensor | None = None,
     ) -> Tensor:
         attended = self.attention(x_ND, x_ND, f"{layer}.attention")
         x_ND = self.norm(x_ND + attended, f"{layer}.attention.output.LayerNorm", eps)

@@ -44,7 +44,11 @@ def hits_of(ranks: Ranks) -> list[list[float] | None]:
 def certain_ranks(*places: int) -> Ranks:
     """Return ranks without ties."""
     ones_Q = torch.ones(len(places), dtype=torch.int64)
-    return Ranks(better_Q=torch.tensor(places), tied_Q=ones_Q, true_Q=ones_Q)
+    return Ranks(
+        better_Q=torch.tensor(places),
+        tied_Q=ones_Q,
+        true_Q=ones_Q,
+    )
 
 
 def matches_of(wanted: Sequence[Sequence[int]], num_candidates: int) -> Matches:

@@ -85,7 +85,12 @@ class SlowSearch:
     A task without features has no order before.
     """
 
-    def __init__(self, task: Any, dataset: SearchSet, num_reranked: int):
+    def __init__(
+        self,
+        task: Any,
+        dataset: SearchSet,
+        num_reranked: int,
+    ):
         self.task = task
         self.dataset = dataset
         self.num_reranked = num_reranked
@@ -126,7 +131,13 @@ class SlowSearch:
         for candidate, (image, caption) in enumerate(pairs):
             is_best = candidate in best
             score = self._score(image, caption) if is_best else 0.0
-            keys.append((is_best, round(score, 4), round(similarities[candidate], 5)))
+            keys.append(
+                (
+                    is_best,
+                    round(score, 4),
+                    round(similarities[candidate], 5),
+                )
+            )
             if caption in self.dataset.captions_of[image]:
                 matches.append(candidate)
         return [slow_hit(keys, matches, k) for k in RECALLS]

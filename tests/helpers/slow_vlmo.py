@@ -39,7 +39,12 @@ class SlowVlmo(SlowLayers):
             x_PD = x_PD + self.tensors["transformer.pos_embed"][0]
         return x_PD + self.tensors["token_type_embeddings.weight"][token_type]
 
-    def attention_biases(self, T: int, P: int, block: int) -> Tensor:
+    def attention_biases(
+        self,
+        T: int,
+        P: int,
+        block: int,
+    ) -> Tensor:
         """Return the biases of a block's heads: (heads, N, N)."""
         if "relative_position_bias_table" not in self.tensors:
             return torch.zeros(TINY.heads, T + P, T + P)
@@ -52,7 +57,12 @@ class SlowVlmo(SlowLayers):
         biases = self.tensors["relative_position_bias_table"][torch.tensor(rows)]
         return biases.movedim(2, 0)[block * TINY.heads : (block + 1) * TINY.heads]
 
-    def attention(self, x_ND: Tensor, name: str, biases: Tensor) -> Tensor:
+    def attention(
+        self,
+        x_ND: Tensor,
+        name: str,
+        biases: Tensor,
+    ) -> Tensor:
         q_bias = self.tensors[f"{name}.q_bias"]
         v_bias = self.tensors[f"{name}.v_bias"]
         qkv = self.linear(x_ND, f"{name}.qkv") + torch.cat([q_bias, torch.zeros(D), v_bias])
@@ -64,13 +74,23 @@ class SlowVlmo(SlowLayers):
             heads.append(scores.softmax(1) @ v_ND[:, part])
         return self.linear(torch.cat(heads, dim=1), f"{name}.proj")
 
-    def network(self, x_ND: Tensor, block: str, kind: str) -> Tensor:
+    def network(
+        self,
+        x_ND: Tensor,
+        block: str,
+        kind: str,
+    ) -> Tensor:
         normed = self.norm(x_ND, f"{block}.norm2_{kind}", 1e-6)
         return self.linear(
             F.gelu(self.linear(normed, f"{block}.mlp_{kind}.fc1")), f"{block}.mlp_{kind}.fc2"
         )
 
-    def blocks(self, text_TD: Tensor, image_PD: Tensor, top_networks: tuple[str, str]) -> Tensor:
+    def blocks(
+        self,
+        text_TD: Tensor,
+        image_PD: Tensor,
+        top_networks: tuple[str, str],
+    ) -> Tensor:
         """top_networks: which the top block has for words and patches; below, each has its own."""
         T = len(text_TD)
         x_ND = torch.cat([text_TD, image_PD])
@@ -90,16 +110,30 @@ class SlowVlmo(SlowLayers):
             x_ND = x_ND + self.tensors.get(f"{block}.gamma_2", 1.0) * branch
         return self.norm(x_ND, "transformer.norm", 1e-6)
 
-    def pair(self, ids_T: Tensor, pixels_CHW: Tensor, token_type: int = 1) -> Tensor:
+    def pair(
+        self,
+        ids_T: Tensor,
+        pixels_CHW: Tensor,
+        token_type: int = 1,
+    ) -> Tensor:
         image = self.image(pixels_CHW, token_type)
         return self.blocks(self.text(ids_T), image, ("vl", "vl"))
 
-    def pooled(self, ids_T: Tensor, pixels_CHW: Tensor, token_type: int = 1) -> Tensor:
+    def pooled(
+        self,
+        ids_T: Tensor,
+        pixels_CHW: Tensor,
+        token_type: int = 1,
+    ) -> Tensor:
         states = self.pair(ids_T, pixels_CHW, token_type)
         return self.linear(states[0], "pooler.dense").tanh()
 
     def text_alone(self, ids_T: Tensor, network: str = "text") -> Tensor:
-        return self.blocks(self.text(ids_T), torch.zeros(0, D), (network, "imag"))
+        return self.blocks(
+            self.text(ids_T),
+            torch.zeros(0, D),
+            (network, "imag"),
+        )
 
     def image_feature(self, pixels_CHW: Tensor, *, by_pairs: bool = False) -> Tensor:
         """Return the feature of an image without a text, by its networks or those of pairs."""

@@ -19,7 +19,11 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes, **fields: Any) -> N
 def tar_of(members: Mapping[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
     """Return a tar of files by their names."""
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+    with tarfile.open(
+        fileobj=file,
+        mode="w",
+        format=form,
+    ) as tar:
         for name, data in members.items():
             add_member(tar, name, data)
     return file.getvalue()

@@ -32,7 +32,11 @@ def tiny_config(
     base = Config(
         recipe="tiny",
         out=Path("unused"),
-        input=InputConfig(image_size=16, patch_size=4, text_length=12),
+        input=InputConfig(
+            image_size=16,
+            patch_size=4,
+            text_length=12,
+        ),
         model=EveModelConfig(
             embed_dim=16,
             depth=3,
@@ -44,7 +48,11 @@ def tiny_config(
             layer_scale_init=1.0,
             init_std=0.3,
         ),
-        task=MaskedSignalConfig(decoder_depth=1, decoder_dim=16, decoder_num_heads=2),
+        task=MaskedSignalConfig(
+            decoder_depth=1,
+            decoder_dim=16,
+            decoder_num_heads=2,
+        ),
         data=DataConfig(num_workers=0, val_samples=100),
         tokenizer=TokenizerConfig(vocab_size=300),
         train=TrainConfig(steps=10, batch_size=4),

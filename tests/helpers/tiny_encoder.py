@@ -116,7 +116,12 @@ def torch_attention(attention: Attention, x_ND: Tensor, bias_HNN: Tensor | None)
     return out_N1D[:, 0]
 
 
-def slow_ffn_part(block: Block, x_ND: Tensor, is_text: Tensor, is_pair: bool) -> Tensor:
+def slow_ffn_part(
+    block: Block,
+    x_ND: Tensor,
+    is_text: Tensor,
+    is_pair: bool,
+) -> Tensor:
     """The second branch of a block, row by row, norms included."""
     ffn = block.ffn
     rows = []

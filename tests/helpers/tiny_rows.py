@@ -57,7 +57,12 @@ def caption_of(row: int) -> str:
 
 
 def pairs(
-    count: int, *, bad: Sequence[int] = (), size: int = 20, name: str = "list", captions: int = 2
+    count: int,
+    *,
+    bad: Sequence[int] = (),
+    size: int = 20,
+    name: str = "list",
+    captions: int = 2,
 ) -> ListSource[ImageText]:
     """Return noise images of different shapes, with captions that name their row.
 
@@ -67,7 +72,13 @@ def pairs(
     for row in range(count):
         image = noise(count, row, height=size + row % 3, width=size)
         texts = [f"{caption_of(row + turn)} {row}" for turn in range(captions)]
-        rows.append(ImageText(image=image, captions=tuple(texts), where=f"{name}:{row}"))
+        rows.append(
+            ImageText(
+                image=image,
+                captions=tuple(texts),
+                where=f"{name}:{row}",
+            )
+        )
     for row in bad:
         rows[row] = None
     return ListSource(rows, name)

@@ -56,7 +56,13 @@ def tiny_run(
     tokenizer = Tokenizer.train(CAPTIONS * 3, 500)
     built = build_task(config, tokenizer, ANSWERS)
     randomize(built, seed=1, std=0.35)
-    return LoadedRun(config=config, tokenizer=tokenizer, task=built.eval(), step=1, folder=folder)
+    return LoadedRun(
+        config=config,
+        tokenizer=tokenizer,
+        task=built.eval(),
+        step=1,
+        folder=folder,
+    )
 
 
 def write_run(run: LoadedRun, folder: Path) -> Path:
@@ -110,7 +116,12 @@ def text_cls(eve: Eve, image: np.ndarray, text: str) -> Tensor:
     return states[:, NUM_IMAGE]
 
 
-def token_probabilities(eve: Eve, image: np.ndarray, ids: list[int], places: list[int]) -> Tensor:
+def token_probabilities(
+    eve: Eve,
+    image: np.ndarray,
+    ids: list[int],
+    places: list[int],
+) -> Tensor:
     """Return what the token head says at some places of a text, (M, V)."""
     task = eve.task
     assert isinstance(task, MaskedSignal)

@@ -58,7 +58,11 @@ NLVR2_LAYERS = {
 }
 """The last layer of each head."""
 CPU = torch.device("cpu")
-SIZES = Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id, labels=ANSWER_LIST)
+SIZES = Sizes(
+    vocab_size=TOKENIZER.vocab_size,
+    mask_id=TOKENIZER.mask_id,
+    labels=ANSWER_LIST,
+)
 
 
 def config_of(name: str, **sections: dict) -> Config:
@@ -123,7 +127,12 @@ def searchable() -> ListSource[ImageText]:
         rows.append(replace(pair, captions=tuple(captions)))
     rows[3] = replace(rows[3], image=rows[0].image, where=rows[0].where)
     captions = ("a circle", "a third one", "a fourth")
-    rows[4] = replace(rows[4], image=rows[0].image, where=rows[0].where, captions=captions)
+    rows[4] = replace(
+        rows[4],
+        image=rows[0].image,
+        where=rows[0].where,
+        captions=captions,
+    )
     rows[6] = replace(rows[6], captions=("a circle",))
     rows[7] = replace(rows[7], captions=rows[1].captions)
     return ListSource(rows)
@@ -178,7 +187,15 @@ def rows_of(dataset: Any, rows: int | Iterable[int], source: int = 0) -> Any:
 
 
 def gallery_of(task: Retrieval, dataset: SearchSet) -> Gallery:
-    return gather_gallery(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
+    return gather_gallery(
+        task,
+        eval_loader(
+            dataset,
+            batch_size=4,
+            rank=0,
+            world=1,
+        ),
+    )
 
 
 def paired_gallery(image_Id: Tensor, text_Nd: Tensor) -> Gallery:
@@ -210,7 +227,12 @@ def numbers_of(
 
     skipped: where to list rows that cannot be used; None: there must be none.
     """
-    loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world=world)
+    loader = eval_loader(
+        dataset,
+        batch_size=batch_size,
+        rank=rank,
+        world=world,
+    )
     with evaluation_batches(task, loader, CPU, torch.float32, skipped) as batches:
         return evaluator_of(task).evaluate_with_rows(batches).numbers
 
@@ -229,7 +251,10 @@ def shuffled(dataset: Any, batch_size: int, seed: int) -> Iterator[Any]:
 
 
 def watch_matching(
-    task: Any, batch: Any, monkeypatch: Any, see: Callable[[Tokens, Tokens], tuple[Any, Any]]
+    task: Any,
+    batch: Any,
+    monkeypatch: Any,
+    see: Callable[[Tokens, Tokens], tuple[Any, Any]],
 ) -> tuple:
     """Return what a forward pass gives to matching: what `see` returns of images and texts, and the
     labels of the pairs."""

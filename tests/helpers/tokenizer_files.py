@@ -16,7 +16,14 @@ TRICKY_TEXTS = (
     "ÅNGSTRÖM",
 )
 BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle", "##s", ",", "-"]
-WORDS = {"<pad>": 0, "<unk>": 1, "<s>": 2, "<mask>": 3, "red": 4, "circle": 5}
+WORDS = {
+    "<pad>": 0,
+    "<unk>": 1,
+    "<s>": 2,
+    "<mask>": 3,
+    "red": 4,
+    "circle": 5,
+}
 
 
 def word_level(ids: dict[str, int], unk: str | None = "<unk>") -> tokenizers.Tokenizer:

@@ -81,8 +81,18 @@ def train(run: Path, *, dies: bool) -> None:
             yield dataset.collate([dataset[(step, 0, row)] for row in rows])
             step += 1
 
-    val_loader = eval_loader(eval_set(config), batch_size=4, rank=rank, world=world)
-    bad_samples = BadSamples(run, num_rows=NUM_ROWS, max_share=1, writes=is_main())
+    val_loader = eval_loader(
+        eval_set(config),
+        batch_size=4,
+        rank=rank,
+        world=world,
+    )
+    bad_samples = BadSamples(
+        run,
+        num_rows=NUM_ROWS,
+        max_share=1,
+        writes=is_main(),
+    )
     trainer.fit(batches(trainer.step), val_loader, bad_samples)
     with trainer.averages.in_place():
         weights = {key: value.clone() for key, value in task.state_dict().items()}
@@ -190,7 +200,12 @@ def val_loader_of(config: Config, rows: ListSource[Any], batch_size: int) -> Any
     dataset = evaluator_class(type(config.task)).dataset([rows], config, TOKENIZER)
     rank = processes.rank()
     world = processes.world_size()
-    return eval_loader(dataset, batch_size=batch_size, rank=rank, world=world)
+    return eval_loader(
+        dataset,
+        batch_size=batch_size,
+        rank=rank,
+        world=world,
+    )
 
 
 def error_of_a_bad_row(run: Path) -> str:
@@ -211,13 +226,25 @@ def error_of_a_pair_without_partner(run: Path) -> str:
     rows = []
     for row, texts in enumerate(captions):
         rows.append(replace(pairs(18)[row], captions=texts))
-    config = tiny_config(train={"steps": 2, "val_every": 1, "save_every": 2, "device": "cpu"})
+    config = tiny_config(
+        train={
+            "steps": 2,
+            "val_every": 1,
+            "save_every": 2,
+            "device": "cpu",
+        }
+    )
     run.mkdir(exist_ok=True)
     loader = train_loader(
         train_set(config, 8), consumed=0, rank=processes.rank(), world=processes.world_size()
     )
     val_loader = val_loader_of(config, ListSource(rows), 1)
-    bad_samples = BadSamples(run, num_rows=8, max_share=1, writes=is_main())
+    bad_samples = BadSamples(
+        run,
+        num_rows=8,
+        max_share=1,
+        writes=is_main(),
+    )
     try:
         trainer_of(config, run).fit(loader, val_loader, bad_samples)
     except SharedError as error:

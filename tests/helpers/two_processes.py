@@ -154,7 +154,10 @@ def drawn_negatives() -> dict[str, Tensor]:
         )
         images.append(rows_that_equal(wrong.partners.images_BCHW, all_rows.images_BCHW))
         texts.append(rows_that_equal(wrong.partners.ids_BT, all_rows.ids_BT))
-    return {"images": torch.stack(images), "texts": torch.stack(texts)}
+    return {
+        "images": torch.stack(images),
+        "texts": torch.stack(texts),
+    }
 
 
 def rows_that_equal(partners: Tensor, rows: Tensor) -> Tensor:
@@ -171,7 +174,12 @@ def memory_step() -> dict[str, Tensor]:
 
     Some captions and images are in both processes, some are remembered.
     """
-    settings = RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8, memory_batches=1)
+    settings = RetrievalConfig(
+        itm_weight=0.0,
+        rerank=0,
+        projection_dim=8,
+        memory_batches=1,
+    )
     config = tiny_config(task=settings, model={"balance_weight": 0.0})
     task: Any = build(config).train()
     model = distributed(task)
@@ -198,7 +206,12 @@ def mlim_step() -> dict[str, Tensor]:
 def running_mean_at_validation(folder: Path) -> Tensor:
     """Return the running mean of a batch normalisation after one step of all rows, as validation
     uses it."""
-    train = {"steps": 1, "batch_size": NUM_ROWS, "val_every": 1, "device": "cpu"}
+    train = {
+        "steps": 1,
+        "batch_size": NUM_ROWS,
+        "val_every": 1,
+        "device": "cpu",
+    }
     config = config_of("nlvr2_compare", train=train)
     task = build(config)
     batch = share_of_batch(train_set(config, NUM_ROWS))
@@ -207,7 +220,12 @@ def running_mean_at_validation(folder: Path) -> Tensor:
     val_loader = eval_loader(
         eval_set(config), batch_size=4, rank=processes.rank(), world=processes.world_size()
     )
-    bad_samples = BadSamples(folder, num_rows=NUM_ROWS, max_share=1, writes=is_main())
+    bad_samples = BadSamples(
+        folder,
+        num_rows=NUM_ROWS,
+        max_share=1,
+        writes=is_main(),
+    )
     trainer.fit(iter([batch]), val_loader, bad_samples)
     return task.get_buffer("compare_head.norm.running_mean")
 
@@ -217,7 +235,13 @@ def running_mean_at_validation(folder: Path) -> Tensor:
 
 def share_of_numbers(task: Any, dataset: Any) -> dict[str, float]:
     """Return the numbers of all processes with n and both ends of their intervals."""
-    numbers = numbers_of(task, dataset, 5, rank=processes.rank(), world=processes.world_size())
+    numbers = numbers_of(
+        task,
+        dataset,
+        5,
+        rank=processes.rank(),
+        world=processes.world_size(),
+    )
     results = dict(numbers)
     for name, interval in to_json(numbers)["certainty"].items():
         for end in ("n", "low", "high"):

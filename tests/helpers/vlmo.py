@@ -18,7 +18,12 @@ def tiny_vlmo(**changes: Any) -> VlmoModelConfig:
     return VlmoModelConfig(**shape | changes)
 
 
-def slow_row(query: tuple[Any, ...], key: tuple[Any, ...], side: int = 4, longest: int = 12) -> int:
+def slow_row(
+    query: tuple[Any, ...],
+    key: tuple[Any, ...],
+    side: int = 4,
+    longest: int = 12,
+) -> int:
     """Return the row of the table for a query and a key.
 
     Each is ("patch", number), ("word", number) or ("cls", "image" or "text"). The rows: offsets of

@@ -29,10 +29,25 @@ class VlmoSize:
     is_relative: bool = True
 
 
-TINY = VlmoSize(D=32, depth=3, heads=2, top=1, side=2, patch=4, V=61)
+TINY = VlmoSize(
+    D=32,
+    depth=3,
+    heads=2,
+    top=1,
+    side=2,
+    patch=4,
+    V=61,
+)
 PUBLISHED = {
     "base": VlmoSize(D=768, depth=12, heads=12, top=2, side=14),
-    "base_plus": VlmoSize(D=544, depth=24, heads=16, top=3, side=14, is_relative=False),
+    "base_plus": VlmoSize(
+        D=544,
+        depth=24,
+        heads=16,
+        top=3,
+        side=14,
+        is_relative=False,
+    ),
     "large": VlmoSize(D=1024, depth=24, heads=16, top=3, side=24),
 }
 
@@ -90,7 +105,12 @@ def _add_embeddings(shapes: Shapes, size: VlmoSize) -> None:
     shapes.norm("text_embeddings.LayerNorm", D)
 
 
-def _add_block(shapes: Shapes, size: VlmoSize, block: str, networks: list[str]) -> None:
+def _add_block(
+    shapes: Shapes,
+    size: VlmoSize,
+    block: str,
+    networks: list[str],
+) -> None:
     D = size.D
     shapes.norm(f"{block}.norm1", D)
     shapes[f"{block}.attn.qkv.weight"] = (3 * D, D)
@@ -106,13 +126,24 @@ def _add_block(shapes: Shapes, size: VlmoSize, block: str, networks: list[str]) 
         shapes[f"{block}.gamma_2"] = (D,)
 
 
-def _add_contrast(shapes: Shapes, D: int, prefix: str, scale: str) -> None:
+def _add_contrast(
+    shapes: Shapes,
+    D: int,
+    prefix: str,
+    scale: str,
+) -> None:
     shapes[f"{prefix}_text_proj.fc.weight"] = (D, D)
     shapes[f"{prefix}_image_proj.fc.weight"] = (D, D)
     shapes[scale] = ()
 
 
-def _add_classifier(shapes: Shapes, name: str, width: int, hidden: int, classes: int) -> None:
+def _add_classifier(
+    shapes: Shapes,
+    name: str,
+    width: int,
+    hidden: int,
+    classes: int,
+) -> None:
     shapes.linear(f"{name}.0", hidden, width)
     shapes.norm(f"{name}.1", hidden)
     shapes.linear(f"{name}.3", classes, hidden)

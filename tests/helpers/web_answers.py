@@ -34,7 +34,12 @@ class Answer:
     """What is sent in place of status, headers and body."""
 
 
-def whole_answer(path: str, file: bytes, etag: str, requested_range: str) -> Answer:
+def whole_answer(
+    path: str,
+    file: bytes,
+    etag: str,
+    requested_range: str,
+) -> Answer:
     """Return the right answer to a request for a file or a range of it."""
     span = re.fullmatch(r"bytes=(\d+)-(\d+)", requested_range)
     start = int(span[1]) if span else 0

@@ -216,7 +216,10 @@ def ids_of(folder: Path) -> list[Tensor]:
 def features_of_squares(run: Path) -> Features:
     eve = Eve.load(run)
     image = eve.run.task.image_features(squares(eve.run.config.input.image_size))
-    return {"image": image.detach(), "text": torch.as_tensor(np.array(eve.encode_text(SENTENCES)))}
+    return {
+        "image": image.detach(),
+        "text": torch.as_tensor(np.array(eve.encode_text(SENTENCES))),
+    }
 
 
 @torch.no_grad()

@@ -74,7 +74,14 @@ def extra(rng: Random, tensors: dict[str, Tensor], name: str) -> str:
 
 
 def renamed(rng: Random, tensors: dict[str, Tensor], name: str) -> str:
-    new = rng.choice((name.upper(), f"{name}_", f"x.{name}", name.replace(".0.", ".7.")))
+    new = rng.choice(
+        (
+            name.upper(),
+            f"{name}_",
+            f"x.{name}",
+            name.replace(".0.", ".7."),
+        )
+    )
     other = rng.choice(sorted(tensors))
     if not name.endswith("k_proj.bias"):  # no result depends on it, but on the other tensor
         new = rng.choice((new, other))
@@ -85,11 +92,21 @@ def renamed(rng: Random, tensors: dict[str, Tensor], name: str) -> str:
 def reshaped(rng: Random, tensors: dict[str, Tensor], name: str) -> str:
     tensor = tensors[name]
     flat = tensor.flatten()
-    shapes = [flat, tensor[None], tensor[..., None], flat.view(1, -1, 1), torch.cat([flat, flat])]
+    shapes = [
+        flat,
+        tensor[None],
+        tensor[..., None],
+        flat.view(1, -1, 1),
+        torch.cat([flat, flat]),
+    ]
     if tensor.ndim:
         shapes += [tensor[..., :1], tensor[:-1]]
     if tensor.ndim > 1:
-        shapes += [tensor.transpose(0, 1), tensor.movedim(1, -1), tensor.mT]
+        shapes += [
+            tensor.transpose(0, 1),
+            tensor.movedim(1, -1),
+            tensor.mT,
+        ]
         shapes.append(tensor.reshape(tensor.shape[1], tensor.shape[0], *tensor.shape[2:]))
     tensors[name] = rng.choice(shapes).contiguous()
     return f"shape {tuple(tensor.shape)} → {tuple(tensors[name].shape)}"
@@ -102,7 +119,13 @@ def retyped(rng: Random, tensors: dict[str, Tensor], name: str) -> str:
 
 
 def broken_number(rng: Random, tensors: dict[str, Tensor], name: str) -> str:
-    value = rng.choice((float("nan"), float("inf"), float("-inf")))
+    value = rng.choice(
+        (
+            float("nan"),
+            float("inf"),
+            float("-inf"),
+        )
+    )
     tensor = tensors[name].float().flatten().clone()
     tensor[rng.randrange(len(tensor)) :][:1] = value
     tensors[name] = tensor.view(tensors[name].shape)
@@ -163,7 +186,16 @@ def change_setting(rng: Random, folder: Path, *files: str) -> str | None:
             holder[key] = not old
             done = str(holder[key])
         case 1 | 2 if isinstance(old, int | float):
-            holder[key] = rng.choice((old + 1, old - 1, old * 2, old / 2, -old, float(old)))
+            holder[key] = rng.choice(
+                (
+                    old + 1,
+                    old - 1,
+                    old * 2,
+                    old / 2,
+                    -old,
+                    float(old),
+                )
+            )
             done = str(holder[key])
         case _:
             holder[key] = rng.choice(TYPICAL)

@@ -191,7 +191,12 @@ def test_texts_of_siglip_are_cleaned_and_end_as_its_tokenizer_says(converted):
     ids, is_special = tokenizer.encode("hello hello hello", 3)
     assert ids[-1] == tokenizer.end_id == 1
     assert is_special.tolist() == [False, False, True]
-    assert tokenizer.spans("hello cat", 16) == [(0, 5), (5, 7), (7, 9), (0, 0)]
+    assert tokenizer.spans("hello cat", 16) == [
+        (0, 5),
+        (5, 7),
+        (7, 9),
+        (0, 0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +225,13 @@ def test_images_are_prepared_as_by_transformers(converted, kind, resize, interpo
 
 
 def test_a_line_of_pixels_is_not_blown_up():
-    crop = eval_crop(InputConfig(image_size=64, patch_size=8, resize="crop"))
+    crop = eval_crop(
+        InputConfig(
+            image_size=64,
+            patch_size=8,
+            resize="crop",
+        )
+    )
     assert crop(torch.zeros(3, 2, 200_000, dtype=torch.uint8)).shape == (3, 64, 64)
 
 

@@ -73,7 +73,14 @@ def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> 
         (IMAGES, {"image_processor_type": "BitImageProcessor"}, "BitImageProcessor is not suppo"),
     ],
 )
-def test_a_setting_that_cannot_be_followed_is_refused(eve, clip, tmp_path, file, values, message):
+def test_a_setting_that_cannot_be_followed_is_refused(
+    eve,
+    clip,
+    tmp_path,
+    file,
+    values,
+    message,
+):
     shutil.copytree(clip, tmp_path / "clip")
     change_fields(tmp_path / "clip" / file, values)
     assert message in complaint(eve("convert", "clip", "run"))

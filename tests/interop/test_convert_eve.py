@@ -30,12 +30,24 @@ from helpers.tiny_rows import tiny_tokenizer
 pytestmark = pytest.mark.usefixtures("no_report")
 
 HEADS = ("--num-heads", 4)
-TASKS = {"vqa": "vqa", "nlvr": "nlvr2", "nlvr_biattn": "nlvr2", "retrieval": "retrieval"}
+TASKS = {
+    "vqa": "vqa",
+    "nlvr": "nlvr2",
+    "nlvr_biattn": "nlvr2",
+    "retrieval": "retrieval",
+}
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("head", TASKS)
-def test_there_and_back_is_exact(eve, convert, tmp_path, answers, head, suffix):
+def test_there_and_back_is_exact(
+    eve,
+    convert,
+    tmp_path,
+    answers,
+    head,
+    suffix,
+):
     tensors = tiny_published(head)
     source = tmp_path / f"published{suffix}"
     if suffix == ".safetensors":
@@ -139,7 +151,15 @@ def test_files_of_more_than_tensors_are_refused(eve, tmp_path, words, file):
         ),
     ],
 )
-def test_a_tensor_that_does_not_fit_is_named(eve, tmp_path, words, answers, name, tensor, message):
+def test_a_tensor_that_does_not_fit_is_named(
+    eve,
+    tmp_path,
+    words,
+    answers,
+    name,
+    tensor,
+    message,
+):
     tensors = tiny_published()
     tensors.pop(name, None)
     if tensor is not None:
@@ -265,7 +285,12 @@ def test_no_file_is_overwritten_or_half_written(eve, written_run, tmp_path, suff
 def shapes_of_large(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
     """Return the shapes of Large from those of Base: 24 blocks of width 1024, experts in the last
     three."""
-    widths = {768: 1024, 1536: 2048, 2304: 3072, 3072: 4096}
+    widths = {
+        768: 1024,
+        1536: 2048,
+        2304: 3072,
+        3072: 4096,
+    }
     large = {}
     for name, shape in shapes.items():
         wide = [widths.get(size, size) for size in shape]
@@ -301,7 +326,13 @@ def test_the_key_table_covers_every_key(name, size):
     }
     assert section == sections[name]
 
-    plan = Conversion(tensors=tensors, sizes=sizes, model=model, section=section, unused="")
+    plan = Conversion(
+        tensors=tensors,
+        sizes=sizes,
+        model=model,
+        section=section,
+        unused="",
+    )
     labels = tuple(str(number) for number in range(3128))
     with torch.device("meta"):
         config = config_for(plan, Path("run"), name)

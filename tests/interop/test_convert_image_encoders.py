@@ -145,7 +145,13 @@ def test_vlmo_keeps_the_relative_positions_of_beit(convert, tmp_path, names):
     assert num_new == 4 * (3 + 1)
 
 
-@pytest.mark.parametrize(("architecture", "kind"), [("vlmo", RELATIVE), ("eve", "beit")])
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("vlmo", RELATIVE),
+        ("eve", "beit"),
+    ],
+)
 def test_of_24_blocks_three_are_deep_as_published(convert, tmp_path, architecture, kind):
     torch.save(timm_model(kind, depth=24).state_dict(), tmp_path / "image.pth")
     convert("image.pth", "run", *HEADS, "--architecture", architecture)
@@ -165,7 +171,14 @@ def test_of_24_blocks_three_are_deep_as_published(convert, tmp_path, architectur
         ("vit", ("--image-size", 49), "image_size 49 is not divisible by patch_size 8"),
     ],
 )
-def test_flags_that_do_not_fit_are_refused(eve, tmp_path, words, kind, flags, message):
+def test_flags_that_do_not_fit_are_refused(
+    eve,
+    tmp_path,
+    words,
+    kind,
+    flags,
+    message,
+):
     torch.save(timm_model(kind).state_dict(), tmp_path / "image.pth")
     line = complaint(eve("convert", "image.pth", "run", "--tokenizer", words, *HEADS, *flags))
     assert message in line
@@ -272,7 +285,13 @@ def test_a_file_that_unpacks_to_more_than_it_is_is_refused(eve, tmp_path: Path, 
 
 @pytest.mark.parametrize(
     "content",
-    [[torch.ones(2)], "text", {"model": {"a": 1}}, {1: torch.zeros(1)}, {}],
+    [
+        [torch.ones(2)],
+        "text",
+        {"model": {"a": 1}},
+        {1: torch.zeros(1)},
+        {},
+    ],
 )
 def test_a_file_without_weights_by_name_is_refused(refusal, content: Any):
     assert "holds no weights by name" in refusal(content, *EXPERTS)

@@ -379,7 +379,11 @@ def test_a_run_without_a_head_for_tokens_gives_its_encoder(tmp_path):
         )
 
 
-@pytest.mark.parametrize("model", [MEDFLIP, tiny_config().model], ids=["towers", "eve"])
+@pytest.mark.parametrize(
+    "model",
+    [MEDFLIP, tiny_config().model],
+    ids=["towers", "eve"],
+)
 @torch.no_grad()
 def test_contrast_without_a_head_for_tokens_is_retrieval(model, tmp_path):
     """As in MedFLIP's pre-training, and EVE's with ITC only: features have the width of the

@@ -134,7 +134,11 @@ def test_a_step_of_the_trainer_changes_weights_and_saves_them(tmp_path):
     model, processor = hf.from_run(tmp_path / "run")
     rows = []
     for number in range(4):
-        inputs = processor(images=noise_image(number), text=CAPTIONS[number], padding="max_length")
+        inputs = processor(
+            images=noise_image(number),
+            text=CAPTIONS[number],
+            padding="max_length",
+        )
         row = {name: value[0] for name, value in inputs.items()}
         row["labels"] = F.one_hot(torch.tensor(number), len(ANSWER_LIST)).float() * 0.9
         rows.append(row)

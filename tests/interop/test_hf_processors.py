@@ -42,10 +42,21 @@ def encoded_images() -> list[bytes]:
 
 def evaluation_pixels(files: list[bytes]) -> torch.Tensor:
     """The pixels that our evaluation of VQA reads."""
-    texts: dict[str, Any] = {"question": "a", "answers": (), "answer_type": "", "where": "x"}
+    texts: dict[str, Any] = {
+        "question": "a",
+        "answers": (),
+        "answer_type": "",
+        "where": "x",
+    }
     rows = []
     for number, content in enumerate(files):
-        rows.append(ImageQuestion(image=ImageBytes(data=content), question_id=number, **texts))
+        rows.append(
+            ImageQuestion(
+                image=ImageBytes(data=content),
+                question_id=number,
+                **texts,
+            )
+        )
     dataset = QuestionRows([ListSource(rows)], config_of("vqa"), TOKENIZER, training=False)
     return rows_of(dataset, len(rows)).pixels()
 
@@ -69,7 +80,11 @@ def test_pixels_are_those_of_our_evaluation(tmp_path):
         assert torch.equal(pixels, expected)
     opened = [Image.open(path) for path in paths[2:]]  # Pillow decodes JPEG otherwise
     assert torch.equal(processor(images=opened)["pixel_values"], expected[2:])
-    inputs = processor(images=files[0], images_right=files[1], text="a red circle")
+    inputs = processor(
+        images=files[0],
+        images_right=files[1],
+        text="a red circle",
+    )
     names = {"pixel_values", "pixel_values_right", "input_ids", "attention_mask"}
     assert set(inputs) == names
     assert torch.equal(inputs["pixel_values_right"], expected[1:2])
@@ -99,7 +114,12 @@ def test_ids_are_those_of_our_tokenizer(tmp_path, make: Callable[[Path], Tokeniz
     assert fast(texts, truncation=True)["input_ids"] == cut
     samples = [Sample(ids_T=np.array(ids), where="") for ids in cut]
     for padding, length in ((True, 0), ("max_length", 12)):
-        inputs = fast(texts, truncation=True, padding=padding, return_tensors="pt")
+        inputs = fast(
+            texts,
+            truncation=True,
+            padding=padding,
+            return_tensors="pt",
+        )
         batch = TextBatch.collate(samples, tokenizer.pad_id, length)
         assert torch.equal(inputs["input_ids"], batch.ids_BT)
         assert torch.equal(inputs["attention_mask"] == 0, batch.is_padding_BT)
@@ -145,7 +165,18 @@ def test_texts_are_padded_to_the_length_of_a_run(tmp_path):
     assert probabilities == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("text", [[], [None], ["a", None], 3, [["a"]], b"a", {"a": 1}])
+@pytest.mark.parametrize(
+    "text",
+    [
+        [],
+        [None],
+        ["a", None],
+        3,
+        [["a"]],
+        b"a",
+        {"a": 1},
+    ],
+)
 def test_values_that_are_no_text_are_refused(text):
     processor = hf.EveProcessor.from_eve(TOKENIZER, tiny_config().input)
     with pytest.raises(UserError, match=r"^text is .*, expected a text or a list of texts"):

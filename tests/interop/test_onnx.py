@@ -142,7 +142,12 @@ def test_co_attention_and_two_passes_with_relative_positions_are_exported(tmp_pa
     are both free. Pairs of items pass the encoder twice.
     """
     matching = ContrastMatchConfig(itc_weight=0.0, itm_negatives="random_half")
-    config = tiny_towers(matching, image_depth=1, fusion_depth=1, init_std=0.3)
+    config = tiny_towers(
+        matching,
+        image_depth=1,
+        fusion_depth=1,
+        init_std=0.3,
+    )
     run = tiny_run("", task=matching)
     task = build_task(config, run.tokenizer).eval()
     write_run(replace(run, config=config, task=task), tmp_path / "towers")
@@ -180,7 +185,12 @@ def test_export_json_describes_the_files(retrieval):
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(
-    ("experts", "top_k", "modality"), [(1, 1, True), (4, 2, True), (6, 3, False)]
+    ("experts", "top_k", "modality"),
+    [
+        (1, 1, True),
+        (4, 2, True),
+        (6, 3, False),
+    ],
 )
 def test_traceable_experts_equal_the_token_loop(experts, top_k, modality, padded):
     """Each row reaches its K experts and no other."""
@@ -207,7 +217,15 @@ def test_traceable_experts_equal_the_token_loop(experts, top_k, modality, padded
 
 
 def test_traceable_experts_equal_published_ones_without_drops():
-    moe = ReferenceMoE(8, 12, 5, modality_routing=True, activation="gelu", num_image=3, drops=False)
+    moe = ReferenceMoE(
+        8,
+        12,
+        5,
+        modality_routing=True,
+        activation="gelu",
+        num_image=3,
+        drops=False,
+    )
     randomize(moe, seed=3)
     x_SD, rows = in_rows(torch.randn(4, 6, 8), 3)
     torch.testing.assert_close(TraceableMoE(moe)(x_SD, rows)[0], moe(x_SD, rows)[0])

@@ -133,7 +133,11 @@ def test_a_folder_takes_another_time_or_other_sources_until_something_is_trained
     out = tmp_path / "mine"
     monkeypatch.setattr(Trainer, "train_step", interrupted_at(1, kill))
     fewer = write_rows(table.with_name("fewer.jsonl"), read_rows(table)[:55])
-    for source, seconds, num_rows in ((table, "7s", 60), (table, "6s", 60), (fewer, "7s", 55)):
+    for source, seconds, num_rows in (
+        (table, "7s", 60),
+        (table, "6s", 60),
+        (fewer, "7s", 55),
+    ):
         assert learn(source, "--for", seconds, "--out", out) == 2
         assert f"--for {seconds}: is enough for " in capfd.readouterr().err
         plan = read_plan(out)

@@ -81,7 +81,13 @@ def test_an_output_that_is_a_file_is_refused(table, capfd):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("30m", 1800), ("1h30m", 5400), ("90s", 90), ("2h", 7200)]
+    ("text", "seconds"),
+    [
+        ("30m", 1800),
+        ("1h30m", 5400),
+        ("90s", 90),
+        ("2h", 7200),
+    ],
 )
 def test_times_are_read_and_written(text, seconds):
     assert seconds_of(text) == seconds

@@ -135,14 +135,29 @@ def simulated(monkeypatch, tmp_path) -> Callable[..., Simulation]:
     return run
 
 
-@pytest.mark.parametrize(("seconds", "num_trained"), [(240.0, 7), (360.0, 9), (1200.0, 15)])
+@pytest.mark.parametrize(
+    ("seconds", "num_trained"),
+    [
+        (240.0, 7),
+        (360.0, 9),
+        (1200.0, 15),
+    ],
+)
 def test_on_a_quiet_machine_it_ends_in_time(simulated, seconds, num_trained):
     simulation = simulated(seconds, 1.0, 1.0)
     assert simulation.plan.elapsed() == pytest.approx(seconds, rel=0.05)
     assert len(simulation.starts) == num_trained
 
 
-@pytest.mark.parametrize("final_loads", [{1: 3.0}, {1: 6.0}, {100: 4.0}, {1: 4.0, 60: 1.0}])
+@pytest.mark.parametrize(
+    "final_loads",
+    [
+        {1: 3.0},
+        {1: 6.0},
+        {100: 4.0},
+        {1: 4.0, 60: 1.0},
+    ],
+)
 def test_a_final_run_that_other_work_slows_ends_in_time(simulated, final_loads):
     """It has fewer steps, and as many as the time allows where the other work ends."""
     simulation = simulated(240.0, 1.0, 1.0, final_loads)
@@ -207,7 +222,12 @@ def test_final_runs_that_would_end_too_late_are_left_out(simulated, monkeypatch)
 
 @pytest.mark.parametrize(
     ("seconds", "load", "later_load"),
-    [(240.0, 2.0, 2.0), (240.0, 1.0, 3.0), (360.0, 3.0, 3.0), (1200.0, 8.0, 8.0)],
+    [
+        (240.0, 2.0, 2.0),
+        (240.0, 1.0, 3.0),
+        (360.0, 3.0, 3.0),
+        (1200.0, 8.0, 8.0),
+    ],
 )
 def test_other_work_costs_the_last_pilots_first(simulated, seconds, load, later_load):
     """The final run has half of the time that is left after the first pilot."""

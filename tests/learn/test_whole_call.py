@@ -38,7 +38,10 @@ def test_the_best_pilot_gets_the_rest_of_the_time(whole: Path):
     assert all(stage["is_done"] for stage in stages.values())
     best_caption = plan["choices"]["captions"]["best"]
     best = plan["choices"]["start"]["best"]
-    for question, names in (("captions", CAPTIONS), ("start", [best_caption, *STARTS])):
+    for question, names in (
+        ("captions", CAPTIONS),
+        ("start", [best_caption, *STARTS]),
+    ):
         choice = plan["choices"][question]
         assert {choice["best"], *choice["gains"]} == set(names)
         assert stages[choice["best"]]["score"] == max(stages[name]["score"] for name in names)
@@ -114,7 +117,12 @@ def assert_weights_are_averaged(out: Path) -> None:
 
 
 def test_the_best_run_is_compared_with_the_bundled_one():
-    trained = {"tr1 a": 1.0, "tr1 b": 0.0, "ir1 a": 1.0, "ir1 b": 1.0}
+    trained = {
+        "tr1 a": 1.0,
+        "tr1 b": 0.0,
+        "ir1 a": 1.0,
+        "ir1 b": 1.0,
+    }
     bundled = dict.fromkeys(trained, 0.0) | {"ir1 b": 1.0}
     text = conclusion.before_and_after("final", trained, bundled)
     assert text.startswith("final, on 4 test queries: R@1 0.750, 0.250 before training: +0.500 (")
@@ -141,7 +149,11 @@ def test_no_row_is_in_two_parts(whole: Path):
     splits = open_splits(read_config(whole / "final"), "captions")
     facts = decisions(whole)["data"]
     all_keys = []
-    for name, sources in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+    for name, sources in (
+        ("train", splits.train),
+        ("val", splits.val),
+        ("test", splits.test),
+    ):
         keys = {key for source in sources for row in source for key in row_keys(row)}
         assert len(keys) == facts[name]
         all_keys += keys
@@ -219,7 +231,12 @@ def test_other_tasks_start_from_both_weights(job, table, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("num_rows", "num_processes", "batch_size"),
-    [(101, 1, 50), (101, 3, 48), (10_000, 3, 126), (3, 4, 4)],
+    [
+        (101, 1, 50),
+        (101, 3, 48),
+        (10_000, 3, 126),
+        (3, 4, 4),
+    ],
 )
 def test_the_batch_size_is_a_multiple_of_the_processes(
     num_rows, num_processes, batch_size, monkeypatch

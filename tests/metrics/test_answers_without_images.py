@@ -8,12 +8,27 @@ from eve_vl.metrics.answers_without_images import answers_by_question, answers_b
 
 
 def test_a_question_gets_its_most_frequent_answer_and_a_new_one_that_of_all():
-    train = [("what?", ["yes"]), ("what?", ["Yes."]), ("who?", ["no"]), ("who?", [])]
+    train = [
+        ("what?", ["yes"]),
+        ("what?", ["Yes."]),
+        ("who?", ["no"]),
+        ("who?", []),
+    ]
     assert answers_by_question(train, ["who?", "what?", "where?"]) == ["no", "yes", "yes"]
 
 
 @pytest.mark.parametrize("answers_without_images", [answers_by_question, answers_by_words])
-@pytest.mark.parametrize("train", [[], [("what?", ["?"]), ("who?", [])]], ids=["none", "empty"])
+@pytest.mark.parametrize(
+    "train",
+    [
+        [],
+        [
+            ("what?", ["?"]),
+            ("who?", []),
+        ],
+    ],
+    ids=["none", "empty"],
+)
 def test_questions_have_empty_answers_if_no_training_row_has_one(answers_without_images, train):
     assert answers_without_images(train, ["what?", "where?"]) == ["", ""]
 
@@ -31,9 +46,30 @@ def test_a_word_counts_once_more_than_it_occurs_with_an_answer():
 
 NUM_ROWS = {"yes": 2, "no": 1, "left": 1}
 NUM_ROWS_WITH_WORD = {
-    "yes": {"is": 2, "it": 2, "left": 2, "right": 0, "which": 0, "side": 0},
-    "no": {"is": 1, "it": 1, "left": 0, "right": 1, "which": 0, "side": 0},
-    "left": {"is": 0, "it": 0, "left": 0, "right": 0, "which": 1, "side": 1},
+    "yes": {
+        "is": 2,
+        "it": 2,
+        "left": 2,
+        "right": 0,
+        "which": 0,
+        "side": 0,
+    },
+    "no": {
+        "is": 1,
+        "it": 1,
+        "left": 0,
+        "right": 1,
+        "which": 0,
+        "side": 0,
+    },
+    "left": {
+        "is": 0,
+        "it": 0,
+        "left": 0,
+        "right": 0,
+        "which": 1,
+        "side": 1,
+    },
 }
 """In the rows of each answer below."""
 

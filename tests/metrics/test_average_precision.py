@@ -67,8 +67,20 @@ def test_a_perfect_ranking_is_1_with_the_interval_of_rows_that_are_all_right():
 
 
 def test_the_mean_is_over_classes_that_occur():
-    score_RC = np.array([[0.9, 0.1, 0.5], [0.2, 0.8, 0.5], [0.1, 0.7, 0.5]])
-    is_true_RC = np.array([[True, False, False], [True, True, False], [False, False, False]])
+    score_RC = np.array(
+        [
+            [0.9, 0.1, 0.5],
+            [0.2, 0.8, 0.5],
+            [0.1, 0.7, 0.5],
+        ]
+    )
+    is_true_RC = np.array(
+        [
+            [True, False, False],
+            [True, True, False],
+            [False, False, False],
+        ]
+    )
     assert ranking_summary(score_RC, is_true_RC) == {
         "num_rows": 3,
         "num_classes": 2,

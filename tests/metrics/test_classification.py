@@ -21,7 +21,11 @@ def test_numbers_are_those_of_a_hand_made_table():
         "acc_majority": 3 / 6,
     }
     counts_CC = classification.confusion(predicted, true, ["cat", "dog", "owl"])
-    assert counts_CC.tolist() == [[2, 1, 0], [0, 1, 0], [1, 1, 0]]
+    assert counts_CC.tolist() == [
+        [2, 1, 0],
+        [0, 1, 0],
+        [1, 1, 0],
+    ]
     assert counts_CC.dtype == classification.confusion([], [], []).dtype == np.int64
     assert classification.summary([], []) == {"num_rows": 0, "num_classes": 0}
 
@@ -48,10 +52,20 @@ def test_ties_are_worth_what_chance_is():
 
 
 @pytest.mark.parametrize(
-    ("by", "expected"), [("mean", [[0.2, 0.5], [0.55, -0.5]]), ("max", [[0.3, 0.5], [0.9, -0.5]])]
+    ("by", "expected"),
+    [
+        ("mean", [[0.2, 0.5], [0.55, -0.5]]),
+        ("max", [[0.3, 0.5], [0.9, -0.5]]),
+    ],
 )
 def test_classes_have_the_mean_or_the_largest_score_of_their_prompts(by, expected):
-    score_RP = np.array([[0.1, 0.5, 0.3], [0.9, -0.5, 0.2]], dtype=np.float32)
+    score_RP = np.array(
+        [
+            [0.1, 0.5, 0.3],
+            [0.9, -0.5, 0.2],
+        ],
+        dtype=np.float32,
+    )
     score_RC = classification.class_scores(score_RP, np.array([0, 1, 0]), by)
     assert score_RC.dtype == np.float32
     assert score_RC == pytest.approx(np.array(expected))
@@ -59,7 +73,12 @@ def test_classes_have_the_mean_or_the_largest_score_of_their_prompts(by, expecte
 
 def test_recalls_and_priors_are_shares_by_class_in_the_order_of_names():
     numbers = classification.by_class([1, 0, 1, 1], ["b", "b", "a", "b"])
-    expected = {"recall/a": 1, "recall/b": 2 / 3, "prior/a": 1 / 4, "prior/b": 3 / 4}
+    expected = {
+        "recall/a": 1,
+        "recall/b": 2 / 3,
+        "prior/a": 1 / 4,
+        "prior/b": 3 / 4,
+    }
     assert numbers == pytest.approx(expected)
     assert [*numbers] == [*expected]
     assert [measured(number).n for number in numbers.values()] == [1, 3, 4, 4]
@@ -70,7 +89,11 @@ def test_recalls_and_priors_are_shares_by_class_in_the_order_of_names():
 def test_intervals_are_those_of_rows():
     """Of the difference from the most frequent class, and of the mean over classes."""
     rng = np.random.default_rng(0)
-    true_R = rng.choice(["a", "b", "c"], p=[0.6, 0.3, 0.1], size=300)
+    true_R = rng.choice(
+        ["a", "b", "c"],
+        p=[0.6, 0.3, 0.1],
+        size=300,
+    )
     right_R = (rng.random(300) < 0.7) | (true_R == "a")
     numbers = classification.summary(right_R.tolist(), true_R.tolist())
 

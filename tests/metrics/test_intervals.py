@@ -60,7 +60,10 @@ def test_groups_of_a_share_give_the_n_that_independent_rows_would_need():
 
 @pytest.mark.parametrize(
     ("right", "effective_n"),
-    [([1, 0, 1, 0, 1, 0, 1, 0], 4), ([1, 0, 1, 0, 1, 0, 1, 1], 8)],
+    [
+        ([1, 0, 1, 0, 1, 0, 1, 0], 4),
+        ([1, 0, 1, 0, 1, 0, 1, 1], 8),
+    ],
 )
 def test_groups_that_vary_little_do_not_raise_the_effective_n(right, effective_n):
     expected = intervals.wilson(sum(right) / 8, effective_n, intervals.student(3))
@@ -75,7 +78,14 @@ def test_rows_that_are_all_right_are_no_certainty():
     assert grouped.low < share(6, 6).low
 
 
-@pytest.mark.parametrize("values", [[0, 0.5, 1], [0, -1, 1], [0, 2, 1]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0, 0.5, 1],
+        [0, -1, 1],
+        [0, 2, 1],
+    ],
+)
 def test_only_zeros_and_ones_are_taken_for_shares(values):
     assert measured(mean(values)).method == "t"
     assert measured(mean([0, 1, 1])).method == "wilson"
@@ -83,7 +93,11 @@ def test_only_zeros_and_ones_are_taken_for_shares(values):
 
 
 def test_a_ratio_of_right_and_counted_values_is_a_share():
-    number = intervals.ratio(np.array([2.0, 0.0, 1.0]), np.array([2.0, 3.0, 2.0]), list("aab"))
+    number = intervals.ratio(
+        np.array([2.0, 0.0, 1.0]),
+        np.array([2.0, 3.0, 2.0]),
+        list("aab"),
+    )
     number = measured(number)
     assert number == pytest.approx(3 / 7)
     assert (number.n, number.groups, number.method) == (7, 2, "wilson")
@@ -115,7 +129,10 @@ def test_students_quantile_equals_a_table(freedom, quantile, tolerance):
 
 @pytest.mark.parametrize(
     ("values", "groups"),
-    [([0.1, 2.5, 0.7, 1.1, -0.4, 3.0], "aabbcc"), ([1.5, 2, 5, 6.5], "aabb")],
+    [
+        ([0.1, 2.5, 0.7, 1.1, -0.4, 3.0], "aabbcc"),
+        ([1.5, 2, 5, 6.5], "aabb"),
+    ],
 )
 def test_the_variance_of_a_mean_is_that_of_its_groups(values, groups):
     """It is G / (G − 1) times the squares of the groups' deviations over the count."""
@@ -198,7 +215,14 @@ def test_rounding_leaves_a_difference_inside_its_interval():
         assert contains(number, number)
 
 
-@pytest.mark.parametrize(("num_better", "is_significant"), [(0, False), (4, False), (6, True)])
+@pytest.mark.parametrize(
+    ("num_better", "is_significant"),
+    [
+        (0, False),
+        (4, False),
+        (6, True),
+    ],
+)
 def test_few_rows_that_all_agree_decide_as_the_sign_test_does(num_better, is_significant):
     """Of n rows that differ, all to one side: twice 2⁻ⁿ is 0.13 of 4 and 0.03 of 6."""
     a = {f"{row}": float(row < num_better) for row in range(40)}
@@ -224,7 +248,11 @@ def test_paired_rows_have_equal_names_and_the_groups_in_them():
 
 @pytest.mark.parametrize("groups", [None, list("aabb")])
 @pytest.mark.parametrize(
-    ("number", "is_share"), [(share(3, 4), True), (mean([0.1, 0.5, 0.7]), False)]
+    ("number", "is_share"),
+    [
+        (share(3, 4), True),
+        (mean([0.1, 0.5, 0.7]), False),
+    ],
 )
 def test_a_number_gets_the_interval_of_its_difference(number, is_share, groups):
     gain_R = np.array([0.1, 0.0, 0.2, 0.1])
@@ -245,7 +273,16 @@ def test_a_number_without_interval_or_a_single_group_gets_no_difference():
 
 def test_the_best_of_several_tries_has_a_wider_interval():
     """1.959964 and 2.575829 are the 97.5 % and 99.5 % quantiles of the normal distribution."""
-    number = measured(paired({"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "c": 0.5}))
+    number = measured(
+        paired(
+            {
+                "a": 1.0,
+                "b": 0.0,
+                "c": 1.0,
+            },
+            {"a": 0.0, "b": 0.0, "c": 0.5},
+        )
+    )
     assert intervals.interval_of_best(number, 1) == pytest.approx(ends(number))
     low, high = intervals.interval_of_best(number, 5)
     widening = (high - low) / (number.high - number.low)
@@ -273,7 +310,12 @@ def test_numbers_come_back_from_json_and_pickle_with_their_intervals():
     assert to_json({"loss": 1.0}) == {"loss": 1.0}
 
 
-FIELDS_OF_EARLIER_VERSIONS = {"n": 4, "low": 0.3, "high": 0.9, "method": "bootstrap"}
+FIELDS_OF_EARLIER_VERSIONS = {
+    "n": 4,
+    "low": 0.3,
+    "high": 0.9,
+    "method": "bootstrap",
+}
 
 
 def test_intervals_of_earlier_versions_have_a_group_per_row():
@@ -307,6 +349,12 @@ def test_invalid_intervals_in_json_are_ignored(certainty):
     ],
 )
 def test_an_interval_is_short_text(low, high, margin, spread):
-    number = MeasuredValue(0.5, n=1000, low=low, high=high, method="t")
+    number = MeasuredValue(
+        0.5,
+        n=1000,
+        low=low,
+        high=high,
+        method="t",
+    )
     assert number.margin == margin
     assert number.spread == spread

@@ -23,7 +23,12 @@ def test_numbers_are_those_worked_out_by_hand():
     groups, predicted, labels = zip(*table, strict=True)
     numbers = nlvr2_summary(predicted, labels, groups)
     assert numbers == pytest.approx(
-        {"nlvr2_acc": 5 / 6, "nlvr2_consistency": 2 / 3, "num_pairs": 8, "num_unlabelled": 2}
+        {
+            "nlvr2_acc": 5 / 6,
+            "nlvr2_consistency": 2 / 3,
+            "num_pairs": 8,
+            "num_unlabelled": 2,
+        }
     )
     acc = measured(numbers["nlvr2_acc"])
     consistency = measured(numbers["nlvr2_consistency"])

@@ -29,7 +29,12 @@ from helpers.slow_ranking import (
 
 
 def test_relevance_is_built_from_pairs_in_any_order():
-    relevance = Relevance.from_pairs([2, 0, 0, 2, 0], [1, 3, 0, 1, 3], num_images=3, num_texts=5)
+    relevance = Relevance.from_pairs(
+        [2, 0, 0, 2, 0],
+        [1, 3, 0, 1, 3],
+        num_images=3,
+        num_texts=5,
+    )
     assert relevance.texts_of_image.start_Q1.tolist() == [0, 2, 2, 3]
     assert relevance.texts_of_image.candidate_M.tolist() == [0, 3, 1]
     assert relevance.images_of_text.start_Q1.tolist() == [0, 1, 2, 2, 3, 3]
@@ -41,7 +46,12 @@ def test_relevance_is_built_from_pairs_in_any_order():
 
 
 def test_texts_have_their_first_image():
-    relevance = Relevance.from_pairs([2, 1, 0, 2], [0, 0, 3, 1], num_images=3, num_texts=5)
+    relevance = Relevance.from_pairs(
+        [2, 1, 0, 2],
+        [0, 0, 3, 1],
+        num_images=3,
+        num_texts=5,
+    )
     assert relevance.image_T.tolist() == [1, 2, -1, 0, -1]
 
 
@@ -58,9 +68,24 @@ def test_rows_of_matches_count_queries_from_the_start():
 
 def test_rank_of_the_best_match_is_the_one_worked_out_by_hand():
     scores_QC = torch.tensor(
-        [[1.0, 0, 2, 0, 3], [2, 3, 0, 1, 0], [0, 2, 1, 4, 3], [3, 2, 1, 0, 0], [3, 2, 1, 0, 0]]
+        [
+            [1.0, 0, 2, 0, 3],
+            [2, 3, 0, 1, 0],
+            [0, 2, 1, 4, 3],
+            [3, 2, 1, 0, 0],
+            [3, 2, 1, 0, 0],
+        ]
     )
-    matches = matches_of([[0, 2], [1], [0, 2], [], [2, 2]], 5)
+    matches = matches_of(
+        [
+            [0, 2],
+            [1],
+            [0, 2],
+            [],
+            [2, 2],
+        ],
+        5,
+    )
     ranks = best_ranks(torch.eye(5), scores_QC.T, matches)
     assert ranks.better_Q.dtype == torch.int64
     assert ranks.better_Q.tolist() == [1, 0, 3, NO_MATCH, 2]
@@ -69,8 +94,23 @@ def test_rank_of_the_best_match_is_the_one_worked_out_by_hand():
 def test_reranking_is_the_one_worked_out_by_hand():
     topk_QK = torch.tensor([[4, 2, 0]] * 4)
     first_QK = torch.tensor([[3.0, 2, 1]] * 4)
-    second_QK = torch.tensor([[0.1, 0.2, 0.9], [0.5, 0.5, 0.5], [0.5, 0.7, 0.5], [0.0, 0.0, 0.0]])
-    matches = matches_of([[0], [2, 0], [0], [1, 3]], 5)
+    second_QK = torch.tensor(
+        [
+            [0.1, 0.2, 0.9],
+            [0.5, 0.5, 0.5],
+            [0.5, 0.7, 0.5],
+            [0.0, 0.0, 0.0],
+        ]
+    )
+    matches = matches_of(
+        [
+            [0],
+            [2, 0],
+            [0],
+            [1, 3],
+        ],
+        5,
+    )
     before = certain_ranks(2, 1, 2, 4)
     reranked = reranked_ranks(topk_QK, first_QK, second_QK, matches, before)
     assert reranked.better_Q.tolist() == [0, 1, 2, 4]
@@ -81,7 +121,17 @@ def test_reranking_is_the_one_worked_out_by_hand():
 def test_a_constant_score_gets_chance():
     image_ID = torch.ones(6, 2)
     text_TD = torch.ones(12, 2)
-    matches = matches_of([[0], [0, 1], [0, 1, 2], [3], [4], [0, 5, 9]], 12)
+    matches = matches_of(
+        [
+            [0],
+            [0, 1],
+            [0, 1, 2],
+            [3],
+            [4],
+            [0, 5, 9],
+        ],
+        12,
+    )
     ranks = best_ranks(image_ID, text_TD, matches)
     for k in RECALLS:
         chances = [1 - math.comb(12 - count, k) / math.comb(12, k) for count in (1, 2, 3, 1, 1, 3)]
@@ -90,7 +140,14 @@ def test_a_constant_score_gets_chance():
     # which candidates the first score ranks highest is arbitrary, but their number is four
     topk_QK, first_QK = top_candidates(image_ID, text_TD, 4)
     reranked = reranked_ranks(topk_QK, first_QK, torch.zeros(6, 4), matches, ranks)
-    assert reranked.hits(1).tolist() == [1 / 4, 2 / 4, 3 / 4, 1 / 4, 0, 1 / 4]
+    assert reranked.hits(1).tolist() == [
+        1 / 4,
+        2 / 4,
+        3 / 4,
+        1 / 4,
+        0,
+        1 / 4,
+    ]
 
 
 # Slow twins
@@ -120,7 +177,14 @@ def random_matches(
 
 
 @pytest.mark.parametrize(
-    ("num_queries", "num_candidates"), [(1, 1), (1, 40), (7, 3), (40, 90), (300, 25)]
+    ("num_queries", "num_candidates"),
+    [
+        (1, 1),
+        (1, 40),
+        (7, 3),
+        (40, 90),
+        (300, 25),
+    ],
 )
 def test_hits_equal_their_slow_twin_before_and_after_reranking(num_queries, num_candidates):
     generator = random.Random(num_queries)

@@ -105,7 +105,10 @@ def test_intervals_of_recalls_group_the_texts_of_an_image():
     numbers = retrieval.summary(ranks_I, ranks_T, torch.tensor([0, 0, 1, 1, 2, 2]))
     hits_T = counted_hits(ranks_T)
     assert hits_T[2].tolist() == [0.5, 1, 1]
-    directions = (("tr", counted_hits(ranks_I), [0, 1, 2]), ("ir", hits_T, [0, 0, 1, 1, 2]))
+    directions = (
+        ("tr", counted_hits(ranks_I), [0, 1, 2]),
+        ("ir", hits_T, [0, 0, 1, 1, 2]),
+    )
     for name, hits, images in directions:
         for place, k in enumerate(RECALLS):
             number = measured(numbers[f"{name}{k}"])

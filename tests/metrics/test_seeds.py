@@ -7,8 +7,16 @@ import pytest
 
 from eve_vl.metrics.seeds import SeedSpread, seed_spreads, seeds_difference
 
-SCORES_A = [[1, 1, 0, 1, 1, 0, 1, 1], [1, 0, 0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 0, 0, 1, 1]]
-SCORES_B = [[0, 1, 0, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 0, 0, 1], [1, 0, 0, 1, 0, 0, 1, 0]]
+SCORES_A = [
+    [1, 1, 0, 1, 1, 0, 1, 1],
+    [1, 0, 0, 1, 1, 1, 1, 1],
+    [1, 1, 0, 1, 0, 0, 1, 1],
+]
+SCORES_B = [
+    [0, 1, 0, 1, 0, 0, 1, 0],
+    [0, 0, 0, 1, 1, 0, 0, 1],
+    [1, 0, 0, 1, 0, 0, 1, 0],
+]
 
 
 def run_scores(values: list[int], name: str = "row {} | image {}") -> dict[str, float]:

@@ -29,9 +29,17 @@ def full_sort(scores: Sequence[float]) -> list[int]:
 def test_among_equal_scores_the_lower_index_comes_first(k):
     infinity = torch.inf
     scores_QC = torch.tensor(
-        [[1.0, 3, 2, 3, 1], [0, 0, 0, 0, 0], [-infinity, -infinity, 5, -infinity, infinity]]
+        [
+            [1.0, 3, 2, 3, 1],
+            [0, 0, 0, 0, 0],
+            [-infinity, -infinity, 5, -infinity, infinity],
+        ]
     )
-    orders = [[1, 3, 2, 0, 4], [0, 1, 2, 3, 4], [4, 2, 0, 1, 3]]
+    orders = [
+        [1, 3, 2, 0, 4],
+        [0, 1, 2, 3, 4],
+        [4, 2, 0, 1, 3],
+    ]
     assert rank_by_score(scores_QC, k).tolist() == [order[:k] for order in orders]
 
 
@@ -61,7 +69,10 @@ def test_memory_and_blocks_give_the_full_sort(k, num_wanted):
 
 
 def test_candidates_beyond_the_known_ones_are_not_wanted():
-    blocks = [np.eye(2, dtype=np.float16), np.full((2, 2), 9, dtype=np.float16)]
+    blocks = [
+        np.eye(2, dtype=np.float16),
+        np.full((2, 2), 9, dtype=np.float16),
+    ]
     query_QD = np.ones((1, 2), dtype=np.float32)
     index_QK, _ = top_candidates_of_blocks(blocks, query_QD, 5, np.array([True, True, True]))
     assert index_QK.tolist() == [[2, 0, 1]]
@@ -97,4 +108,8 @@ def test_scores_depend_neither_on_order_nor_number_of_queries_nor_on_autocast():
 
 def test_scores_that_are_not_numbers_are_refused():
     with pytest.raises(ValueError, match="NaN"):
-        top_candidates(torch.tensor([[0.0, torch.nan]]), torch.ones(2, 2), 1)
+        top_candidates(
+            torch.tensor([[0.0, torch.nan]]),
+            torch.ones(2, 2),
+            1,
+        )

@@ -17,7 +17,14 @@ from helpers.measured import measured
         (["no", "yes"], {"no": 0.3, "yes": 0.3}),
         (["a b", "c", "c"], {"b": 0.3, "c": 0.6}),
         (["two", "2", "three", "three", "three"], {"2": 0.6, "3": 0.9}),
-        (["x"] * 3 + ["y"] * 4 + ["z"] * 5, {"x": 0.9, "y": 1.0, "z": 1.0}),
+        (
+            ["x"] * 3 + ["y"] * 4 + ["z"] * 5,
+            {
+                "x": 0.9,
+                "y": 1.0,
+                "z": 1.0,
+            },
+        ),
     ],
 )
 def test_targets_grow_with_the_annotators_who_agree(answers, targets):
@@ -143,7 +150,14 @@ def test_summary_without_any_answer_has_no_accuracy():
 
 def test_pairs_count_where_both_are_right_and_content_types_have_their_own_accuracy():
     predictions = ["yes", "no", "yes", "yes", "left", "no"]
-    answers = [["yes"], ["no"], ["yes"], ["no"], ["left"], []]
+    answers = [
+        ["yes"],
+        ["no"],
+        ["yes"],
+        ["no"],
+        ["left"],
+        [],
+    ]
     contents = ["side", "side", "", "side", "zone", "zone"]
     groups = ["a", "a", "b", "b", "c", "c"]  # one answer of c is unknown
     numbers = vqa.summary(predictions, answers, ["CLOSED"] * 6, None, contents, groups)

@@ -72,7 +72,10 @@ class Inputs:
 
 def random_inputs(*, keys: bool, padded: bool, bias: str | None) -> Inputs:
     num_keys = M if keys else N
-    bias_shape = {"one": (H, N, num_keys), "each": (B, H, N, num_keys)}
+    bias_shape = {
+        "one": (H, N, num_keys),
+        "each": (B, H, N, num_keys),
+    }
     inputs = Inputs(torch.randn(B, N, D), None, None, None)
     if keys:
         inputs.keys_BMD = torch.randn(B, M, D)
@@ -97,7 +100,12 @@ def torch_named_gradients(attention: Attention) -> dict[str, Tensor | None]:
     }
 
 
-def slow_head(q_Nd: Tensor, k_Md: Tensor, v_Md: Tensor, bias_NM: Tensor) -> Tensor:
+def slow_head(
+    q_Nd: Tensor,
+    k_Md: Tensor,
+    v_Md: Tensor,
+    bias_NM: Tensor,
+) -> Tensor:
     """Attend with one head, query after query, key after key."""
     outputs = []
     for n, q_d in enumerate(q_Nd):
@@ -247,7 +255,12 @@ def slow_varlen(
     assert min(lengths) >= 0
     assert max(lengths) <= longest
     outputs = []
-    parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+    parts = zip(
+        q.split(lengths),
+        k.split(lengths),
+        v.split(lengths),
+        strict=True,
+    )
     for q_NHd, k_NHd, v_NHd in parts:
         scores_HNN = torch.einsum("nhd,mhd->hnm", q_NHd, k_NHd) / math.sqrt(q.shape[2])
         out_HNd = scores_HNN.softmax(-1) @ v_NHd.transpose(0, 1)
@@ -256,7 +269,11 @@ def slow_varlen(
 
 
 @pytest.mark.parametrize("packs", [True, False], ids=["few rows of padding", "all padding"])
-@pytest.mark.parametrize("reads", [None, torch.tensor([0, 4, 9])], ids=["all rows", "some rows"])
+@pytest.mark.parametrize(
+    "reads",
+    [None, torch.tensor([0, 4, 9])],
+    ids=["all rows", "some rows"],
+)
 def test_attention_by_lengths_equals_attention_by_a_mask(packs, reads, monkeypatch):
     monkeypatch.setattr(varlen, "varlen_attn", slow_varlen)
     attention = random_attention()
@@ -276,7 +293,11 @@ def test_attention_by_lengths_equals_attention_by_a_mask(packs, reads, monkeypat
         attention.zero_grad()
         (output * upstream).sum().backward()
         gradients = torch_named_gradients(attention)
-        return {"output": output[is_real], "x": x_SD.grad, **gradients}
+        return {
+            "output": output[is_real],
+            "x": x_SD.grad,
+            **gradients,
+        }
 
     expected = run(by_lengths=False)
     for name, value in run(by_lengths=True).items():

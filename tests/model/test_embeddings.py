@@ -75,7 +75,12 @@ def test_image_positions_are_resized_as_an_image_of_each_channel():
     assert torch.equal(resized[0], positions[0])
     for channel in range(16):
         grid = positions[1:, channel].reshape(1, 1, 4, 4)
-        expected = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False)
+        expected = F.interpolate(
+            grid,
+            size=(6, 6),
+            mode="bicubic",
+            align_corners=False,
+        )
         torch.testing.assert_close(resized[1:, channel], expected.flatten())
     assert embedding(torch.randn(2, 3, 24, 24)).x_BND.shape == (2, 37, 16)
 

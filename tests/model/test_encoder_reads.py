@@ -20,7 +20,11 @@ from helpers.tiny_encoder import SIZES, VOCAB, encoder, model_config, pixels, te
 
 B = 3
 NUM_IMAGE = 17
-POLICIES = [("modality", "moe"), ("shared", "shared"), ("moe", "modality")]
+POLICIES = [
+    ("modality", "moe"),
+    ("shared", "shared"),
+    ("moe", "modality"),
+]
 KINDS = ["image", "text", "pair", "pair without padding"]
 
 
@@ -146,7 +150,12 @@ class Pass:
     gradients: dict[str, Tensor]
 
 
-def run_in_groups(model: Encoder, kind: str, images: Tensor, groups: list[list[int]]) -> Pass:
+def run_in_groups(
+    model: Encoder,
+    kind: str,
+    images: Tensor,
+    groups: list[list[int]],
+) -> Pass:
     """Encode groups of three texts, each as long as its longest text."""
     torch.manual_seed(2)
     ids, is_padding = text_batch()
@@ -225,7 +234,11 @@ def test_parts_of_a_batch_equal_separate_passes_of_published_routing(kind, routi
 
 @pytest.mark.parametrize(
     ("routing", "is_equal"),
-    [("reference", False), ("reference-dropless", True), ("dropless", True)],
+    [
+        ("reference", False),
+        ("reference-dropless", True),
+        ("dropless", True),
+    ],
 )
 @torch.no_grad()
 def test_the_number_of_passes_matters_only_where_tokens_are_dropped(routing, is_equal):

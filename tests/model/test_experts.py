@@ -31,7 +31,11 @@ def test_rows_are_multiplied_by_the_matrix_of_their_group(width):
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "width"),
-    [((7, 5), torch.bfloat16, 16), ((8, 0), torch.float32, 16), ((8, 0), torch.bfloat16, 12)],
+    [
+        ((7, 5), torch.bfloat16, 16),
+        ((8, 0), torch.float32, 16),
+        ((8, 0), torch.bfloat16, 12),
+    ],
 )
 def test_on_cuda_the_grouped_product_needs_bfloat16_in_whole_16_bytes_and_ampere(
     monkeypatch, capability, dtype, width
@@ -66,7 +70,13 @@ def test_rows_are_tiled_only_in_bfloat16_on_a_cpu(dtype, num_rows, device, tile)
     assert row_tile(torch.empty(num_rows, 8, dtype=dtype, device=device), 4) == tile
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.15)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float32, 1e-5),
+        (torch.bfloat16, 0.15),
+    ],
+)
 def test_experts_compute_in_the_type_of_their_rows(dtype, tolerance):
     experts = random_moe(experts=4).experts
     counts_E = torch.tensor([3, 0, 40, 1])

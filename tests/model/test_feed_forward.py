@@ -75,7 +75,11 @@ def test_routing_decides_which_experts_are_built(routing, kind, drops):
     assert type(Block(config, "moe").ffn) is MoE
 
 
-@pytest.mark.parametrize("num_image", [0, 4, N], ids=["text", "pair", "image"])
+@pytest.mark.parametrize(
+    "num_image",
+    [0, 4, N],
+    ids=["text", "pair", "image"],
+)
 @pytest.mark.parametrize("policy", typing.get_args(FFNPolicy))
 @torch.no_grad()
 def test_a_block_adds_the_output_of_its_policy_to_each_token(policy, num_image):

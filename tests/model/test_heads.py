@@ -78,7 +78,10 @@ def test_features_have_length_1_and_a_projection_per_modality():
 
 
 def slow_pooled(
-    head: PairedAttentionHead, attention: nn.MultiheadAttention, x_ND: Tensor, keys_ND: Tensor
+    head: PairedAttentionHead,
+    attention: nn.MultiheadAttention,
+    x_ND: Tensor,
+    keys_ND: Tensor,
 ) -> Tensor:
     """Pool the states of one pair after attention to the other, without padding or batch."""
     attended_ND, _ = attention(x_ND, keys_ND, keys_ND)

@@ -66,7 +66,11 @@ def random_inputs(
     return Inputs(x_BND.requires_grad_(), is_text_BN, is_padding_BN if padded else None)
 
 
-@pytest.fixture(autouse=True, params=[1, 32], ids=["no tiles", "tiles"])
+@pytest.fixture(
+    autouse=True,
+    params=[1, 32],
+    ids=["no tiles", "tiles"],
+)
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of texts, few here, are all real, or padding fills a tile."""
     monkeypatch.setattr("eve_vl.model.packing.TILE", request.param)
@@ -88,7 +92,11 @@ def gradients(moe: MoE, x: Tensor, output: Tensor) -> dict[str, Tensor]:
 
 
 def assert_gradients_close(
-    moe: MoE, x: Tensor, output: Tensor, expected: Tensor, tolerance: float
+    moe: MoE,
+    x: Tensor,
+    output: Tensor,
+    expected: Tensor,
+    tolerance: float,
 ) -> None:
     """Check the output and all gradients."""
     torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
@@ -98,11 +106,24 @@ def assert_gradients_close(
         assert (actual[name] - gradient).abs().max() <= tolerance * scale, name
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float32, 1e-5),
+        (torch.float64, 1e-10),
+    ],
+)
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize(
     ("experts", "top_k", "modality"),
-    [(4, 2, True), (4, 2, False), (4, 1, True), (1, 1, True), (3, 3, False), (16, 2, True)],
+    [
+        (4, 2, True),
+        (4, 2, False),
+        (4, 1, True),
+        (1, 1, True),
+        (3, 3, False),
+        (16, 2, True),
+    ],
 )
 def test_output_and_all_gradients_equal_the_token_loop(
     dtype, tolerance, padded, experts, top_k, modality
@@ -174,22 +195,46 @@ def test_an_expert_without_tokens_gets_zero_gradients_and_one_with_all_tokens_wo
 
 def test_statistics_equal_hand_counts():
     """The experts' axes are those of the tokens, so every choice can be read off."""
-    moe = random_moe(dim=4, ffn=4, experts=3, top_k=2, modality=False)
+    moe = random_moe(
+        dim=4,
+        ffn=4,
+        experts=3,
+        top_k=2,
+        modality=False,
+    )
     with torch.no_grad():
         moe.router.weight[:] = torch.eye(4)[:3]
     x_BND = torch.tensor(
         [
-            [[3.0, 2, 1, 0], [1, 3, 2, 0], [3, 1, 2, 0], [0, 0, 0, 0]],
-            [[2, 1, 3, 0], [3, 2, 1, 0], [9, 9, 9, 9], [1, 2, 3, 0]],
+            [
+                [3.0, 2, 1, 0],
+                [1, 3, 2, 0],
+                [3, 1, 2, 0],
+                [0, 0, 0, 0],
+            ],
+            [
+                [2, 1, 3, 0],
+                [3, 2, 1, 0],
+                [9, 9, 9, 9],
+                [1, 2, 3, 0],
+            ],
         ]
     )
     is_text_BN = torch.tensor([[False, False, True, True]] * 2)
-    is_padding_BN = torch.tensor([[False, False, False, True], [False, False, True, False]])
+    is_padding_BN = torch.tensor(
+        [
+            [False, False, False, True],
+            [False, False, True, False],
+        ]
+    )
     _, stats = Inputs(x_BND, is_text_BN, is_padding_BN).run(moe)
     # choices of images: (0,1) (1,2) (2,0) (0,1), of texts: (0,2) (2,1)
     sums = router_sums(stats)
     assert sums.first_E.tolist() == [3, 1, 2]
-    assert chosen_ME(stats).tolist() == [[3, 3, 2], [1, 1, 2]]
+    assert chosen_ME(stats).tolist() == [
+        [3, 3, 2],
+        [1, 1, 2],
+    ]
     assert sums.num_tokens.item() == 6
     gates = x_BND[~is_padding_BN][:, :3].softmax(-1)
     torch.testing.assert_close(sums.gate_E, gates.sum(0))
@@ -255,7 +300,12 @@ def test_one_hot_einsum_of_the_benchmark_equals_ours_when_nothing_is_dropped(mon
     folder = Path(__file__).parents[2] / "benchmarks"  # scripts import each other by name
     monkeypatch.syspath_prepend(str(folder))
     benchmark = importlib.import_module("moe")
-    moe = random_moe(dim=8, ffn=16, experts=4, modality=False)
+    moe = random_moe(
+        dim=8,
+        ffn=16,
+        experts=4,
+        modality=False,
+    )
     x_SD = torch.randn(20, 8, requires_grad=True)
     output, _ = moe(*in_rows(x_SD[None], 20))
     einsum = benchmark.einsum_moe(moe, x_SD, capacity=40)

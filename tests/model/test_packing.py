@@ -30,8 +30,16 @@ def layout(num_image: int, lengths: list[int] | None = None) -> tuple[Tensor, Pa
     return x_BND, PackedTokens.of(tokens, H)
 
 
-@pytest.mark.parametrize("lengths", [None, [5, 3, 4]], ids=["whole", "padded"])
-@pytest.mark.parametrize("num_image", [IMAGE, TEXT, PAIR], ids=["image", "text", "pair"])
+@pytest.mark.parametrize(
+    "lengths",
+    [None, [5, 3, 4]],
+    ids=["whole", "padded"],
+)
+@pytest.mark.parametrize(
+    "num_image",
+    [IMAGE, TEXT, PAIR],
+    ids=["image", "text", "pair"],
+)
 def test_heads_are_split_and_joined_as_in_a_loop_over_tokens(num_image, lengths, monkeypatch):
     monkeypatch.setattr("eve_vl.model.packing.TILE", 1)
     if num_image == IMAGE:

@@ -20,7 +20,13 @@ def test_patches_are_cut_row_by_row_and_put_back():
 
 def test_patches_are_picked_and_replaced_by_their_positions():
     patches = torch.randn(3, 16, 48)
-    index = torch.tensor([[3, 1], [0, 15], [7, 8]])
+    index = torch.tensor(
+        [
+            [3, 1],
+            [0, 15],
+            [7, 8],
+        ]
+    )
     picked = gather_patches(patches, index)
     replaced = scatter_patches(patches, index, -picked.double())
     expected = patches.clone()

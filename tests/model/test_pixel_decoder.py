@@ -34,7 +34,14 @@ def test_positions_are_sines_and_cosines_of_row_and_column():
 def test_decoder_equals_one_that_puts_every_patch_back_in_place():
     """MAE's form: the grid in order with mask tokens, one sample at a time, no padding."""
     torch.manual_seed(0)
-    decoder = PixelDecoder(16, SIZES.patch_dim, model_config(), depth=2, dim=DIM, num_heads=HEADS)
+    decoder = PixelDecoder(
+        16,
+        SIZES.patch_dim,
+        model_config(),
+        depth=2,
+        dim=DIM,
+        num_heads=HEADS,
+    )
     randomize(decoder, 5, std=0.4)
     order = torch.stack([torch.randperm(NUM_PATCHES) for _ in range(3)])
     keep = order[:, :NUM_KEPT].sort().values

@@ -46,7 +46,10 @@ def reference(*, drops: bool, num_image: int = NUM_IMAGE, modality: bool = True)
 
 
 def slow_reference(
-    moe: ReferenceMoE, x_AD: Tensor, is_text: list[bool], noise_AE: Tensor
+    moe: ReferenceMoE,
+    x_AD: Tensor,
+    is_text: list[bool],
+    noise_AE: Tensor,
 ) -> tuple[Tensor, list[list[float]]]:
     """Token after token; first choices queue before second ones, and those beyond the capacity
     drop.
@@ -95,7 +98,12 @@ def slow_reference(
 
 @pytest.mark.parametrize(
     ("drops", "boundary", "modality"),
-    [(True, 4, True), (False, 4, True), (True, 2, True), (True, 4, False)],
+    [
+        (True, 4, True),
+        (False, 4, True),
+        (True, 2, True),
+        (True, 4, False),
+    ],
 )
 @torch.no_grad()
 def test_published_routing_equals_a_slow_queue(drops, boundary, modality):
@@ -137,7 +145,14 @@ def test_a_pass_of_one_modality_has_no_boundary(num_image):
 
 @pytest.mark.parametrize(
     ("num_tokens", "num_experts", "expected"),
-    [(10, 4, 5), (9, 4, 5), (8, 4, 4), (4, 4, 4), (1, 32, 4), (640, 32, 40)],
+    [
+        (10, 4, 5),
+        (9, 4, 5),
+        (8, 4, 4),
+        (4, 4, 4),
+        (1, 32, 4),
+        (640, 32, 40),
+    ],
 )
 def test_capacity_is_an_even_share_of_both_choices_and_at_least_four(
     num_tokens, num_experts, expected
@@ -146,8 +161,20 @@ def test_capacity_is_an_even_share_of_both_choices_and_at_least_four(
 
 
 def test_first_choices_queue_before_second_ones():
-    experts_S2 = torch.tensor([[2, 0], [0, 2], [2, 1], [2, 0]])
-    assert queue(experts_S2, 4).tolist() == [[0, 1], [0, 3], [1, 0], [2, 2]]
+    experts_S2 = torch.tensor(
+        [
+            [2, 0],
+            [0, 2],
+            [2, 1],
+            [2, 0],
+        ]
+    )
+    assert queue(experts_S2, 4).tolist() == [
+        [0, 1],
+        [0, 3],
+        [1, 0],
+        [2, 2],
+    ]
 
 
 def test_gumbel_noise_has_the_moments_and_quantiles_of_its_distribution(monkeypatch):

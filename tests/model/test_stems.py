@@ -54,7 +54,11 @@ def test_convolutions_equal_torchvisions_blocks(is_masked, training):
 
 @pytest.mark.parametrize(
     ("patch_size", "widths"),
-    [(8, [48, 96, 192]), (16, [24, 48, 96, 192]), (32, [24, 48, 96, 192, 192])],
+    [
+        (8, [48, 96, 192]),
+        (16, [24, 48, 96, 192]),
+        (32, [24, 48, 96, 192, 192]),
+    ],
 )
 def test_channels_double_up_to_the_fourth_convolution(patch_size, widths):
     stem = ConvStem(192, patch_size)
@@ -65,7 +69,12 @@ def test_channels_double_up_to_the_fourth_convolution(patch_size, widths):
 def test_convolutions_see_nothing_of_masked_patches():
     embedding = conv_embedding()
     images = pixels(2)
-    keep = torch.tensor([[0, 5, 15], [1, 2, 12]])
+    keep = torch.tensor(
+        [
+            [0, 5, 15],
+            [1, 2, 12],
+        ]
+    )
     before = embedding(images, keep).x_BND
     for patch in range(16):
         row = 4 * (patch // 4)

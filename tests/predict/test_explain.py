@@ -61,7 +61,13 @@ def test_every_task_draws_a_heatmap_of_each_image(name, word, block):
     assert isinstance(heatmap, Heatmap)
     assert heatmap.block == block
     assert 0 < heatmap.probability < 1
-    parts = (images, heatmap.images, heatmap.heat, heatmap.overlays(), heatmap.grids)
+    parts = (
+        images,
+        heatmap.images,
+        heatmap.heat,
+        heatmap.overlays(),
+        heatmap.grids,
+    )
     for image, shown, heat, drawing, grid in zip(*parts, strict=True):
         np.testing.assert_equal(shown, image)
         assert (heat.shape, heat.dtype) == (image.shape[:2], np.float32)
@@ -72,21 +78,41 @@ def test_every_task_draws_a_heatmap_of_each_image(name, word, block):
 
 
 @pytest.mark.parametrize(
-    ("name", "routing"), [("nlvr2", "reference"), ("nlvr2_paired", "reference-dropless")]
+    ("name", "routing"),
+    [
+        ("nlvr2", "reference"),
+        ("nlvr2_paired", "reference-dropless"),
+    ],
 )
 def test_both_images_have_heat_where_they_are_encoded_one_by_one(name, routing):
-    heatmap = eve_of(name, model={"routing": routing}).explain([noise(0), noise(1)], TEXT)
+    heatmap = eve_of(name, model={"routing": routing}).explain(
+        [
+            noise(0),
+            noise(1),
+        ],
+        TEXT,
+    )
     first, second = heatmap.heat
     assert first.max() > 0
     assert second.max() > 0
 
 
-def slow_grid(eve: Any, batch: Batch, rows: Sequence[int], answer: str) -> Tensor:
+def slow_grid(
+    eve: Any,
+    batch: Batch,
+    rows: Sequence[int],
+    answer: str,
+) -> Tensor:
     """Return the map of block 0 of a VQA run, by autograd through written-out attention, (4, 4)."""
     attention = eve.task.encoder.get_submodule("blocks.0.attn")
     all_weights: list[Tensor] = []
 
-    def forward_packed(x_SD: Tensor, rows: PackedTokens, read: None, bias: None) -> Tensor:
+    def forward_packed(
+        x_SD: Tensor,
+        rows: PackedTokens,
+        read: None,
+        bias: None,
+    ) -> Tensor:
         assert read is None
         assert bias is None
         q, k, v = (rows.unpack(x_SD) @ attention.qkv.weight.T).chunk(3, dim=2)
@@ -108,7 +134,13 @@ def slow_grid(eve: Any, batch: Batch, rows: Sequence[int], answer: str) -> Tenso
 
 
 @pytest.mark.parametrize(
-    ("word", "rows"), [(None, range(7)), ("[CLS]", [0]), ("blue squares", [3, 4]), ("gray", [6])]
+    ("word", "rows"),
+    [
+        (None, range(7)),
+        ("[CLS]", [0]),
+        ("blue squares", [3, 4]),
+        ("gray", [6]),
+    ],
 )
 def test_a_heatmap_equals_a_backward_pass_by_hand(word, rows):
     eve = eve_of("vqa")
@@ -121,7 +153,13 @@ def test_a_heatmap_equals_a_backward_pass_by_hand(word, rows):
         is_padding_BT=torch.zeros(1, 7, dtype=torch.bool),
         where=("here",),
     )
-    heatmap = eve.explain(noise(0), TEXT, word=word, answer="red", block=0)
+    heatmap = eve.explain(
+        noise(0),
+        TEXT,
+        word=word,
+        answer="red",
+        block=0,
+    )
     assert_close(heatmap.grids[0], slow_grid(eve, batch, rows, "red"), rtol=1e-3, atol=1e-7)
     assert heatmap.score == 'the answer "red"'
     probabilities = {answer.answer: answer.probability for answer in eve.answer(noise(0), TEXT)}
@@ -173,7 +211,12 @@ def test_the_probability_of_a_masked_word_is_that_of_the_token_head():
 
 
 def test_a_heatmap_is_printed_and_written_as_json():
-    heatmap = eve_of("nlvr2").explain(noise(0), TEXT, right=noise(1), word="blue")
+    heatmap = eve_of("nlvr2").explain(
+        noise(0),
+        TEXT,
+        right=noise(1),
+        word="blue",
+    )
     assert str(heatmap) == (
         f"Grad-CAM of the label true (probability {heatmap.probability:.4f}), "
         'attention of "blue" in block 1'
@@ -223,5 +266,11 @@ def test_an_overlay_is_blue_where_cold_and_red_where_hot():
 def test_requests_that_cannot_be_explained_are_refused(name, arguments, message):
     eve = baseline_eve(itm_weight=0.0) if name == "baseline" else eve_of(name)
     with pytest.raises(UserError) as error:
-        eve.explain(**{"image": noise(0), "text": TEXT, **arguments})
+        eve.explain(
+            **{
+                "image": noise(0),
+                "text": TEXT,
+                **arguments,
+            }
+        )
     assert message in str(error.value)

@@ -51,7 +51,10 @@ class SlowAttention(torch.nn.Module):
     """Attention of one sample in loops over heads; the weight `moved` is changed by `step`."""
 
     def __init__(
-        self, attention: Attention, moved: tuple[int, int, int] | None = None, step: float = 0.0
+        self,
+        attention: Attention,
+        moved: tuple[int, int, int] | None = None,
+        step: float = 0.0,
     ):
         super().__init__()
         self.weights = dict(attention.named_parameters())
@@ -60,7 +63,13 @@ class SlowAttention(torch.nn.Module):
         self.step = step
         self.weights_of_heads: list[Tensor] = []
 
-    def forward_packed(self, x_ND: Tensor, rows: PackedTokens, read: None, bias: None) -> Tensor:
+    def forward_packed(
+        self,
+        x_ND: Tensor,
+        rows: PackedTokens,
+        read: None,
+        bias: None,
+    ) -> Tensor:
         assert read is None
         assert bias is None
         assert rows.shape == (1, len(x_ND))
@@ -197,7 +206,13 @@ def test_passes_of_parts_of_a_batch_are_put_together(block):
     torch.testing.assert_close(list(cam_of(slice(0, 4), 2)), expected)
 
 
-@pytest.mark.parametrize(("with_keys", "with_bias"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("with_keys", "with_bias"),
+    [
+        (True, False),
+        (False, True),
+    ],
+)
 def test_cross_attention_and_biased_attention_are_supported(with_keys, with_bias):
     attention = Attention(16, 2)
     randomize(attention, seed=1)

@@ -77,7 +77,13 @@ def test_bfloat16_is_as_good_as_it_can_be():
 
 def test_gray_images_have_three_equal_channels():
     gray_image = Image.fromarray(GRAY)
-    forms = [GRAY, GRAY / 255, torch.from_numpy(GRAY), gray_image, encode(gray_image, "PNG")]
+    forms = [
+        GRAY,
+        GRAY / 255,
+        torch.from_numpy(GRAY),
+        gray_image,
+        encode(gray_image, "PNG"),
+    ]
     for image in user_images(forms):
         np.testing.assert_array_equal(image.whole(), np.stack([GRAY] * 3, axis=2))
 
@@ -186,7 +192,17 @@ NUMPY_TYPES = "u1 i1 u2 <i8 >i4 f2 <f4 >f8 c8 ? O S3 U2 M8[s] m8[D] V4"
 TORCH_TYPES = "uint8 int8 int64 float16 bfloat16 float32 float64 complex64 bool float8_e4m3fn"
 MODES = "1 L LA P PA RGB RGBA RGBX RGBa CMYK YCbCr LAB HSV I I;16 F"
 SHAPES = st.lists(st.integers(0, 5) | st.just(3), max_size=5)
-NUMBERS = st.sampled_from([0, 1, 0.5, 2, -1, float("nan"), float("inf")])
+NUMBERS = st.sampled_from(
+    [
+        0,
+        1,
+        0.5,
+        2,
+        -1,
+        float("nan"),
+        float("inf"),
+    ]
+)
 
 
 @st.composite
@@ -202,7 +218,10 @@ def tensors(draw: st.DrawFn) -> Tensor:
 
 @st.composite
 def pillow_images(draw: st.DrawFn) -> Image.Image:
-    size = (draw(st.integers(0, 5)), draw(st.integers(0, 5)))
+    size = (
+        draw(st.integers(0, 5)),
+        draw(st.integers(0, 5)),
+    )
     return Image.new(draw(st.sampled_from(MODES.split())), size)
 
 
@@ -235,10 +254,22 @@ def test_the_bar_shows_the_name_of_a_folder_without_markup(tmp_path: Path, monke
     folder.mkdir()
     (folder / "a.png").write_bytes(encode(IMAGE, "PNG"))
     screen = io.StringIO()
-    monkeypatch.setattr(console, "CONSOLE", Console(file=screen, force_terminal=True, width=500))
+    monkeypatch.setattr(
+        console,
+        "CONSOLE",
+        Console(
+            file=screen,
+            force_terminal=True,
+            width=500,
+        ),
+    )
     monkeypatch.setattr(console, "SOON", -1)
     skipped: list[Any] = []
-    inputs = Inputs(InputConfig(image_size=16, patch_size=8), tiny_tokenizer(), torch.device("cpu"))
+    inputs = Inputs(
+        InputConfig(image_size=16, patch_size=8),
+        tiny_tokenizer(),
+        torch.device("cpu"),
+    )
     rows = list(inputs.stream_images(folder, DataConfig(), skipped=skipped, progress=True))
     assert (len(rows), skipped) == (1, [])
     assert str(folder) in screen.getvalue()

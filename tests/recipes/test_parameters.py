@@ -13,8 +13,22 @@ from helpers import paper_sizes
 from helpers.model_counts import count_parameters
 from helpers.paper_sizes import BASE, DEMO_STEM, LARGE, TINY, DecoderShape, EncoderShape
 
-DEMO_WORDS = EncoderShape(depth=2, D=192, F=384, image=48, patch=16, T=32, V=512, stem=DEMO_STEM)
-DEMO = replace(DEMO_WORDS, soft_blocks=1, experts=4, expert_width=192)
+DEMO_WORDS = EncoderShape(
+    depth=2,
+    D=192,
+    F=384,
+    image=48,
+    patch=16,
+    T=32,
+    V=512,
+    stem=DEMO_STEM,
+)
+DEMO = replace(
+    DEMO_WORDS,
+    soft_blocks=1,
+    experts=4,
+    expert_width=192,
+)
 SHAPES = {
     "base": BASE,
     "large": LARGE,
@@ -23,7 +37,15 @@ SHAPES = {
     "scenes": DEMO,
     "scenes_words": DEMO_WORDS,
     "emoji": replace(DEMO, image=64, V=2000),
-    "icons": replace(DEMO_WORDS, depth=1, image=64, patch=32, stem=(*DEMO_STEM, 192), T=16, V=4000),
+    "icons": replace(
+        DEMO_WORDS,
+        depth=1,
+        image=64,
+        patch=32,
+        stem=(*DEMO_STEM, 192),
+        T=16,
+        V=4000,
+    ),
     "tiny": TINY,
 }
 DECODERS = {

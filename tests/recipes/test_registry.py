@@ -14,7 +14,11 @@ import pytest
 import eve_vl
 from eve_vl.recipes.registry import EITHER, find_recipe, recipes, start_of
 
-PREFIXES_OF_SYSTEMS = {"vlmo": ("vlmo_",), "mlim": ("mlim_",), "medical": ("m3ae_", "medflip_")}
+PREFIXES_OF_SYSTEMS = {
+    "vlmo": ("vlmo_",),
+    "mlim": ("mlim_",),
+    "medical": ("m3ae_", "medflip_"),
+}
 MODULES = (
     "eve_vl.tasks.masked_signal.recipes",
     "eve_vl.tasks.contrast_match.recipes",
@@ -90,7 +94,13 @@ def test_a_recipe_without_its_docstring_starts_from_the_same_run(monkeypatch):
     assert set(filter(None, starts.values())) <= recipes("pretrain").keys()
 
 
-@pytest.mark.parametrize("systems", [("vlmo", "mlim"), ("medical",)])
+@pytest.mark.parametrize(
+    "systems",
+    [
+        ("vlmo", "mlim"),
+        ("medical",),
+    ],
+)
 def test_eve_and_other_systems_work_without_the_folders_of_some(systems, tmp_path):
     shutil.copytree(Path(eve_vl.__file__).parent, tmp_path / "eve_vl")
     prefixes: tuple[str, ...] = ()
@@ -109,7 +119,13 @@ def test_eve_and_other_systems_work_without_the_folders_of_some(systems, tmp_pat
     assert done.stdout.splitlines()[0].split() == expected
 
 
-@pytest.mark.parametrize(("recipe", "systems"), [("", set()), ("mlim_tiny", {"mlim"})])
+@pytest.mark.parametrize(
+    ("recipe", "systems"),
+    [
+        ("", set()),
+        ("mlim_tiny", {"mlim"}),
+    ],
+)
 def test_a_recipe_loads_no_system_but_its_own(recipe, systems):
     code = LIST_SYSTEMS.format(recipe=recipe)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

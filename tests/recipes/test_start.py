@@ -69,8 +69,20 @@ FINETUNE = [
 def path_of(config: Config) -> str:
     """Return what decides which code a config runs: not names, nor the schedule, nor the size of a
     number that is neither 0 nor 1."""
-    train = replace(config.train, log_every=1, val_every=1, save_every=1)
-    text = repr(replace(config, recipe="", out=Path(), train=train))
+    train = replace(
+        config.train,
+        log_every=1,
+        val_every=1,
+        save_every=1,
+    )
+    text = repr(
+        replace(
+            config,
+            recipe="",
+            out=Path(),
+            train=train,
+        )
+    )
     return NUMBER.sub(lambda match: match[0] if float(match[0]) in (0, 1) else "x", text)
 
 
@@ -96,7 +108,16 @@ class StartedRuns:
         configs: list[Config] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(training, "train", lambda config, **_: configs.append(config))
-            main([verb, name, "--out", str(self.folder / name), *FEW.split(), *flags])
+            main(
+                [
+                    verb,
+                    name,
+                    "--out",
+                    str(self.folder / name),
+                    *FEW.split(),
+                    *flags,
+                ]
+            )
         (config,) = configs
         path = path_of(config)
         if path not in self.run_of_path:
@@ -143,7 +164,13 @@ def test_icons_search_starts_and_names_the_column_that_a_table_lacks(
     for number in range(40):
         Image.new("RGB", (8, 8), (6 * number, 0, 0)).save(tmp_path / f"{number}.png")
         parity = "even" if number % 2 == 0 else "odd"
-        rows.append({"image": f"{number}.png", "caption": f"red {number}", "set": parity})
+        rows.append(
+            {
+                "image": f"{number}.png",
+                "caption": f"red {number}",
+                "set": parity,
+            }
+        )
     write_jsonl(tmp_path / "with.jsonl", rows)
     write_jsonl(tmp_path / "without.jsonl", [row | {"set": ""} for row in rows])
     flags = (

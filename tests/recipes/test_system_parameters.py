@@ -128,7 +128,12 @@ def test_vlmo_of_the_papers_size_is_finetuned_on_larger_images(name, init):
 
 
 @pytest.mark.parametrize(
-    ("name", "rate"), [("vlmo_vqa", 20), ("vlmo_nlvr2", 1), ("vlmo_retrieval", 1)]
+    ("name", "rate"),
+    [
+        ("vlmo_vqa", 20),
+        ("vlmo_nlvr2", 1),
+        ("vlmo_retrieval", 1),
+    ],
 )
 def test_new_parameters_of_vlmo_learn_faster_for_vqa_only(name, rate):
     config = get_finetune_recipe(name, get_recipe("vlmo_base"))

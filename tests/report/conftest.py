@@ -19,7 +19,16 @@ def costs_counted_once():
 
     def inspect_once(config: Config, *sizes: Any) -> flops.Inspection:
         rows = config.train.batch_size
-        key = repr((config.recipe, config.input, config.model, config.task, rows, sizes))
+        key = repr(
+            (
+                config.recipe,
+                config.input,
+                config.model,
+                config.task,
+                rows,
+                sizes,
+            )
+        )
         if key not in inspections:
             inspections[key] = inspect_config(config, *sizes)
         return inspections[key]
@@ -47,6 +56,10 @@ def finetuned_runs(pretrained, tmp_path_factory) -> dict[str, Path]:
     """Task → a fine-tuned run with its page."""
     folder = tmp_path_factory.mktemp("finetuned")
     runs = {}
-    for task, steps in (("vqa", 12), ("nlvr2", 4), ("retrieval", 8)):
+    for task, steps in (
+        ("vqa", 12),
+        ("nlvr2", 4),
+        ("retrieval", 8),
+    ):
         runs[task] = trained(finetuned(pretrained, task, folder / task, steps=steps)).parent
     return runs

@@ -11,7 +11,15 @@ from eve_vl.pages.number_formats import percent
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.0755, 0.0849), (-3, 1e6), (5, 5), (0, 0), (1e-9, 3e-9)]
+    ("low", "high"),
+    [
+        (0, 1),
+        (0.0755, 0.0849),
+        (-3, 1e6),
+        (5, 5),
+        (0, 0),
+        (1e-9, 3e-9),
+    ],
 )
 def test_ticks_enclose_the_values(low: float, high: float):
     values = ticks(low, high)
@@ -22,7 +30,13 @@ def test_ticks_enclose_the_values(low: float, high: float):
 
 
 def test_long_logs_are_averaged_without_infinite_values():
-    points = [(float(x), float(x % 7)) for x in range(10_000)]
+    points = [
+        (
+            float(x),
+            float(x % 7),
+        )
+        for x in range(10_000)
+    ]
     averaged = thin([*points, (10_000.0, float("nan"))])
     assert len(averaged) <= MAX_POINTS
     mean = np.mean([y for _, y in points])
@@ -31,14 +45,23 @@ def test_long_logs_are_averaged_without_infinite_values():
 
 
 def test_dot_of_a_single_point_is_larger_and_a_reference_alone_is_no_chart():
-    reference = Series(name="b", points=[(5, 0.4)], is_reference=True)
+    reference = Series(
+        name="b",
+        points=[(5, 0.4)],
+        is_reference=True,
+    )
     lines = [
         Series(name="a", points=[(5, 0.5)]),
         reference,
         Series(name="c", points=[(1, 0.3), (5, 0.2)]),
     ]
     dots = re.findall(r'<circle class="([^"]*)"[^>]* r="([\d.]+)"', line_chart("x", lines))
-    assert dots == [("c0", "5"), ("ref ref0", "5"), ("c1", "2.6"), ("c1", "2.6")]
+    assert dots == [
+        ("c0", "5"),
+        ("ref ref0", "5"),
+        ("c1", "2.6"),
+        ("c1", "2.6"),
+    ]
     infinite = Series(name="a", points=[(1, float("inf"))])
     assert line_chart("x", [infinite, reference]) == ""
 
@@ -47,21 +70,42 @@ def test_chart_of_single_points_lists_their_values():
     lines = [
         Series(name="a", points=[(20, 0.5)]),
         Series(name="b", points=[(20, 0.25)]),
-        Series(name="c", points=[(0, 1), (20, 1)], is_reference=True),
+        Series(
+            name="c",
+            points=[
+                (0, 1),
+                (20, 1),
+            ],
+            is_reference=True,
+        ),
     ]
     chart = line_chart("x", lines, show=percent)
     assert "<svg" not in chart
     assert "One point so far, at 20 steps." in chart
     values = re.findall(r"<dt>(\w)</dt><dd>([\d.]+) %</dd>", chart)
-    assert values == [("a", "50.0"), ("b", "25.0"), ("c", "100.0")]
-    for axis, x, place in (("pairs", 1280, "1,280 pairs"), ("minutes", 0.08794, "0.0879 minutes")):
+    assert values == [
+        ("a", "50.0"),
+        ("b", "25.0"),
+        ("c", "100.0"),
+    ]
+    for axis, x, place in (
+        ("pairs", 1280, "1,280 pairs"),
+        ("minutes", 0.08794, "0.0879 minutes"),
+    ):
         chart = line_chart("x", [Series(name="a", points=[(x, 1.0)])], axis=axis)
         assert f"One point so far, at {place}." in chart
 
 
 def test_spread_is_an_upright_stroke_within_the_frame():
     spread = [(1, 0.2, 0.9), (2, 0.5, 0.5)]
-    line = Series(name="a", points=[(1, 0.4), (2, 0.5)], spread=spread)
+    line = Series(
+        name="a",
+        points=[
+            (1, 0.4),
+            (2, 0.5),
+        ],
+        spread=spread,
+    )
     svg = line_chart("x", [line], show=percent).split("legend")[0]
     number = r'"([\d.]+)"'
     strokes = re.findall(f'<line class="c0" x1={number} x2={number} y1={number} y2={number}/>', svg)

@@ -141,7 +141,10 @@ def test_own_questions_with_and_without_answers(
         "vqa",
         tmp_path / "run",
         steps=1,
-        data={"train": (str(source),), "val": (str(source),)},
+        data={
+            "train": (str(source),),
+            "val": (str(source),),
+        },
         task={"min_answer_count": 1},
     )
     page = Page(trained(replace(config, recipe="vqa")))

@@ -28,7 +28,11 @@ from helpers.source_files import write_jsonl
 
 COMPAT = Path(__file__).parents[1] / "compat"
 DIFFERENT_ROWS = "Not all of these runs were validated on the same rows"
-CHANGES = {"a": {}, "c": {"lr": 1e-4, "seed": 7}, "b/deep": {"lr": 1e-4}}
+CHANGES = {
+    "a": {},
+    "c": {"lr": 1e-4, "seed": 7},
+    "b/deep": {"lr": 1e-4},
+}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +118,10 @@ def test_curves_lie_over_steps_pairs_and_minutes(folder: Path, page: Page):
         {"kind": "val", "step": 20},
         {"kind": "train", "step": 30, "samples_per_second": 4.0},
     ]
-    assert clock(log, 8) == ([0, 10, 30], [0, 40, 80])
+    assert clock(log, 8) == (
+        [0, 10, 30],
+        [0, 40, 80],
+    )
     minutes = [row["step"] for row in over(log, 8, "minutes")]
     assert minutes == pytest.approx([40 / 60, 1, 80 / 60])
     assert [row["step"] for row in over(log, 8, "pairs")] == [80, 160, 240]
@@ -178,7 +185,11 @@ def test_files_of_one_name_are_compared_by_content(tokenizer: Path, tmp_path: Pa
             Image.new("RGB", (32, 32), (shade, 9 * row, 10)).save(data / f"{row}.png")
             rows.append({"image": f"{row}.png", "caption": f"a red circle, {name} {row}"})
         write_jsonl(data / "val.jsonl", rows)
-    for name, source, lr in (("one", "x", 1e-3), ("two", "y", 1e-3), ("three", "y", 1e-4)):
+    for name, source, lr in (
+        ("one", "x", 1e-3),
+        ("two", "y", 1e-3),
+        ("three", "y", 1e-4),
+    ):
         val = (str(tmp_path / source / "val.jsonl"),)
         config = tiny(tmp_path / name, tokenizer, steps=1, data={"val": val})
         assert train(replace(config, train=replace(config.train, lr=lr)))
@@ -201,10 +212,24 @@ def test_files_of_one_name_are_compared_by_content(tokenizer: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("low", "sentence"),
-    [(-0.01, "The difference between a and c is not significant"), (0.01, "a is better than c")],
+    [
+        (-0.01, "The difference between a and c is not significant"),
+        (0.01, "a is better than c"),
+    ],
 )
-def test_difference_has_its_interval(folder: Path, monkeypatch, low: float, sentence: str):
-    difference = intervals.MeasuredValue(0.02, n=500, low=low, high=0.05, method="paired t")
+def test_difference_has_its_interval(
+    folder: Path,
+    monkeypatch,
+    low: float,
+    sentence: str,
+):
+    difference = intervals.MeasuredValue(
+        0.02,
+        n=500,
+        low=low,
+        high=0.05,
+        method="paired t",
+    )
 
     def evaluated(report: TaskReport, _num_samples: int) -> Evaluated:
         assert isinstance(report.run, LoadedRun)

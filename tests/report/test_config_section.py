@@ -30,7 +30,12 @@ def changed_config(out: Path) -> Config:
     return replace(
         config,
         out=out,
-        model=replace(config.model, modality_routing=False, mlp_ratio=3.5, shallow_ffn="shared"),
+        model=replace(
+            config.model,
+            modality_routing=False,
+            mlp_ratio=3.5,
+            shallow_ffn="shared",
+        ),
         task=replace(config.task, normalize_targets=True),
         data=replace(
             config.data,
@@ -39,7 +44,12 @@ def changed_config(out: Path) -> Config:
             image_root=Path("x"),
             flip=True,
         ),
-        train=replace(config.train, lr=3e-4, betas=(0.9, 0.95), schedule="linear"),
+        train=replace(
+            config.train,
+            lr=3e-4,
+            betas=(0.9, 0.95),
+            schedule="linear",
+        ),
     )
 
 
@@ -51,7 +61,11 @@ def test_pretraining_command_makes_the_same_config(
     changed = changed_config(tmp_path / "with space")
     assert from_dict(Config, json.loads(json.dumps(to_dict(changed))), "here") == changed
     assert command_line(get_recipe("tiny")) == "eve pretrain tiny"
-    for config in (get_recipe("tiny"), changed, get_recipe("base")):
+    for config in (
+        get_recipe("tiny"),
+        changed,
+        get_recipe("base"),
+    ):
         words = shlex.split(command_line(config))
         assert words[:3] == ["eve", "pretrain", config.recipe]
         run_pretrain(words[2:])

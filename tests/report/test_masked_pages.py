@@ -41,7 +41,12 @@ def validation_batch(run: LoadedRun, num_samples: int) -> PairBatch:
     config = replace(run.config, data=replace(run.config.data, val_samples=num_samples))
     sources = open_sources(config.data.val, config.data, config.input.image_size)
     dataset = evaluator_of(run.task).dataset(sources, config, run.tokenizer)
-    (batch,) = eval_loader(dataset, batch_size=num_samples, rank=0, world=1)
+    (batch,) = eval_loader(
+        dataset,
+        batch_size=num_samples,
+        rank=0,
+        world=1,
+    )
     return batch
 
 

@@ -47,9 +47,18 @@ def test_chance_is_that_of_drawing_without_replacement():
         assert chance_recall(k, 6, num_matches) == pytest.approx(recall)
 
 
-@pytest.mark.parametrize(("r_mean", "is_worse"), [(0.352, True), (0.5, False)])
+@pytest.mark.parametrize(
+    ("r_mean", "is_worse"),
+    [
+        (0.352, True),
+        (0.5, False),
+    ],
+)
 def test_page_warns_of_a_matching_head_that_makes_the_search_worse(
-    run_folder: Path, tmp_path: Path, r_mean: float, is_worse: bool
+    run_folder: Path,
+    tmp_path: Path,
+    r_mean: float,
+    is_worse: bool,
 ):
     """The log is that of a version that always re-ranked."""
     copy = Path(shutil.copytree(run_folder, tmp_path / "run"))
@@ -172,7 +181,12 @@ def test_reranking_chosen_in_validation_goes_with_the_weights(
     best = read_numbers(config.out / "metrics.json")
     assert best["rerank_k"] == 8
     assert best["r_mean"] > best["r_mean_itc_only"]
-    for flags, k in (({}, 8), ({"rerank": 2}, 2), ({"rerank": 0}, 0), ({"rerank": 16}, 16)):
+    for flags, k in (
+        ({}, 8),
+        ({"rerank": 2}, 2),
+        ({"rerank": 0}, 0),
+        ({"rerank": 16}, 16),
+    ):
         numbers = evaluated(run, NUM_VAL, flags=flags).numbers
         expected = best[f"r_mean_k{k}"] if k else best["r_mean_itc_only"]
         assert numbers["rerank_k"] == k

@@ -78,6 +78,10 @@ def test_page_shows_the_shares_of_masked_rows(pretrained: Path, tmp_path: Path):
         for batch in batches:
             run.task.encode(batch, keep=True)
             run.task.encode(batch, mask=True)
-    for shares_ME, counts_ME in zip(shares.values(), counter.counts.values(), strict=True):
+    for shares_ME, counts_ME in zip(
+        shares.values(),
+        counter.counts.values(),
+        strict=True,
+    ):
         share = counts_ME / counts_ME.sum(1, keepdims=True)
         assert shares_ME.numpy() == pytest.approx(share, abs=2e-3)  # near ties may tip over

@@ -101,7 +101,10 @@ def test_numbers_and_curves_are_those_of_the_log(run: Path):
     ],
 )
 def test_page_of_a_finetuned_run(
-    finetuned_runs: dict[str, Path], pretrained: Path, task: str, names: list[str]
+    finetuned_runs: dict[str, Path],
+    pretrained: Path,
+    task: str,
+    names: list[str],
 ):
     folder = finetuned_runs[task]
     page = Page(folder / "report.html")
@@ -144,7 +147,14 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
     source = str(write_jsonl(folder / "pairs.jsonl", rows))
     word = "<u>token</u><script>alert(2)</script>"
     monkeypatch.setattr(Tokenizer, "word", lambda _self, _token_id: word)
-    config = tiny(tmp_path / "<u>run", None, data={"train": (source,), "val": (source,)})
+    config = tiny(
+        tmp_path / "<u>run",
+        None,
+        data={
+            "train": (source,),
+            "val": (source,),
+        },
+    )
     page = Page(trained(replace(config, recipe="<em>mine")))
     assert not {"script", "i", "u", "em"} & page.tags
     for text in (
@@ -213,7 +223,14 @@ def test_header_has_duration_cost_and_environment(run: Path, copy: Path):
     for name, value in start.items():
         assert f"{name}{value}" in text or not value, name
 
-    log = [{"kind": "train", "step": 3000, "lr": 1.0, "samples_per_second": 2.0}]
+    log = [
+        {
+            "kind": "train",
+            "step": 3000,
+            "lr": 1.0,
+            "samples_per_second": 2.0,
+        }
+    ]
     write_jsonl(copy / "log.jsonl", log)
     bad_rows = []
     for row in range(25):
@@ -240,7 +257,12 @@ def test_task_without_its_own_report_shows_all_numbers(run: Path, tmp_path: Path
     assert "Experts by modality, block 3" in page.text
 
 
-def test_page_without_the_data_has_curves_and_config(copy: Path, capfd, eve, tmp_path: Path):
+def test_page_without_the_data_has_curves_and_config(
+    copy: Path,
+    capfd,
+    eve,
+    tmp_path: Path,
+):
     path = copy / "checkpoints/step_00000004/config.json"
     path.write_text(path.read_text().replace("scenes:val", "gone/:x:/<b>pairs.jsonl"))
     page = Page(write_report(copy))

@@ -51,10 +51,27 @@ def test_own_task_has_its_report_or_the_general_one():
 
 
 def test_numbers_of_the_log_keep_their_intervals():
-    estimate = MeasuredValue(0.5, n=1200, low=0.47, high=0.53, method="wilson")
-    log = [{"kind": "val", "step": 1, "acc": estimate, "text": "unknown"}]
+    estimate = MeasuredValue(
+        0.5,
+        n=1200,
+        low=0.47,
+        high=0.53,
+        method="wilson",
+    )
+    log = [
+        {
+            "kind": "val",
+            "step": 1,
+            "acc": estimate,
+            "text": "unknown",
+        }
+    ]
     config = SimpleNamespace(data=SimpleNamespace(val_samples=9))
-    run: Any = SimpleNamespace(config=config, step=1, task=None)
+    run: Any = SimpleNamespace(
+        config=config,
+        step=1,
+        task=None,
+    )
     values = TaskReport(run, evaluated).measured(log).values
     assert set(values) == {"acc"}
     assert isinstance(values["acc"], MeasuredValue)

@@ -49,13 +49,25 @@ def test_number_format(text: str, expected: str):
     assert text == expected
 
 
-@pytest.mark.parametrize(("side", "is_enlarged"), [(48, True), (224, False)])
+@pytest.mark.parametrize(
+    ("side", "is_enlarged"),
+    [
+        (48, True),
+        (224, False),
+    ],
+)
 def test_small_images_are_enlarged_with_sharp_pixels(side: int, is_enlarged: bool):
     image = draw("macros.html", "image", pixels=np.zeros((side, side, 3), np.uint8), alt="x")
     assert ('class="pixelated"' in image) == is_enlarged
 
 
-@pytest.mark.parametrize(("macro", "count"), [("images", 6), ("captions", 8)])
+@pytest.mark.parametrize(
+    ("macro", "count"),
+    [
+        ("images", 6),
+        ("captions", 8),
+    ],
+)
 def test_templates_escape_their_values(macro: str, count: int):
     choice = Choice(EVIL, probability=0.5, is_right=True)
     token = MaskedToken(
@@ -83,7 +95,13 @@ def test_templates_escape_their_values(macro: str, count: int):
         image_mask_ratio=0.5,
         text_mask_ratio=0.5,
     )
-    html = draw(TEMPLATE, macro, examples=[example], settings=settings, modality="image_text")
+    html = draw(
+        TEMPLATE,
+        macro,
+        examples=[example],
+        settings=settings,
+        modality="image_text",
+    )
     assert "<script" not in html
     assert html.unescape().count(EVIL) == count
 
@@ -104,7 +122,13 @@ def test_template_refuses_missing_values():
 
 
 def test_card_shows_the_interval_of_a_measured_value():
-    estimate = MeasuredValue(0.5, n=1200, low=0.47, high=0.53, method="wilson")
+    estimate = MeasuredValue(
+        0.5,
+        n=1200,
+        low=0.47,
+        high=0.53,
+        method="wilson",
+    )
     assert interval(estimate, percent) == "47.0 % to 53.0 %, n 1,200"
     card = draw_numbers([NumberGroup("", [Card("acc", estimate, "")])])
     assert "<strong>50.0 %</strong>" in card

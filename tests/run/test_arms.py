@@ -13,10 +13,20 @@ from eve_vl.run.arms import arm_differences, group_by_arm
 from eve_vl.run.results import RowScores
 
 
-def config_of(name: str, seed: int, lr: float = 1e-3, init: Path | None = None) -> Config:
+def config_of(
+    name: str,
+    seed: int,
+    lr: float = 1e-3,
+    init: Path | None = None,
+) -> Config:
     config = get_recipe("tiny")
     training = replace(config.train, seed=seed, lr=lr)
-    return replace(config, out=Path("runs") / name, train=training, init=init)
+    return replace(
+        config,
+        out=Path("runs") / name,
+        train=training,
+        init=init,
+    )
 
 
 def arms_by_name(configs: dict[str, Config]) -> dict[str, tuple[str, ...]]:
@@ -41,7 +51,11 @@ def test_runs_that_differ_by_seed_are_one_arm():
 
 
 def test_names_without_a_common_beginning_name_the_first_run():
-    configs = {"x": config_of("x", 0), "y": config_of("y", 1), "z": config_of("z", 2)}
+    configs = {
+        "x": config_of("x", 0),
+        "y": config_of("y", 1),
+        "z": config_of("z", 2),
+    }
     assert arms_by_name(configs) == {"x and 2 more": ("x", "y", "z")}
 
 
@@ -70,7 +84,11 @@ def test_each_pair_of_arms_has_one_difference_with_the_better_first():
         scores_of_runs[run] = RowScores("1234", "acc", rows)
     differences = arm_differences(group_by_arm(configs), scores_of_runs)
     pairs = [(pair.better.name, pair.worse.name, pair.difference) for pair in differences]
-    assert pairs == [("b", "a", 0.5), ("c", "a", 0.25), ("b", "c", 0.25)]
+    assert pairs == [
+        ("b", "a", 0.5),
+        ("c", "a", 0.25),
+        ("b", "c", 0.25),
+    ]
     assert all(isinstance(difference, MeasuredValue) for *_, difference in pairs)
 
     scores_of_runs["c"] = RowScores("5678", "acc", scores_of_runs["c"].rows)

@@ -152,7 +152,11 @@ def test_an_evaluation_names_its_data(run: Config):
 
 def test_held_out_rows_are_named_by_their_source(tmp_path: Path):
     write_data(tmp_path)
-    data = {"train": (str(tmp_path / "train"),), "val": (HELD_OUT,), "val_fraction": 0.3}
+    data = {
+        "train": (str(tmp_path / "train"),),
+        "val": (HELD_OUT,),
+        "val_fraction": 0.3,
+    }
     run = replace(tiny_config(data=data, train={"steps": 1}), out=tmp_path / "run")
     train(run)
     num_rows = {"training data": 9, "validation data": 3}

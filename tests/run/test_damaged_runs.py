@@ -133,7 +133,12 @@ def test_converting_a_damaged_file_is_one_line(tmp_path: Path, suffix):
 
     def convert() -> None:
         shutil.rmtree(run, ignore_errors=True)
-        args = ConvertArgs(source=path, target=run, tokenizer=words, num_heads=4)
+        args = ConvertArgs(
+            source=path,
+            target=run,
+            tokenizer=words,
+            num_heads=4,
+        )
         import_weights([IMAGE_ENCODERS, EVE], read_tensors(path), args)
 
     require_one_line(path, convert)
@@ -146,8 +151,16 @@ def test_converting_a_damaged_file_is_one_line(tmp_path: Path, suffix):
 def tuned(tmp_path_factory) -> Path:
     """A trained run with an answer list."""
     folder = tmp_path_factory.mktemp("tuned")
-    data = {"train": ("scenes:val",), "val": ("scenes:val",), "val_samples": 4}
-    config = tiny_config(task=VQAConfig(), data=data, train={"steps": 1})
+    data = {
+        "train": ("scenes:val",),
+        "val": ("scenes:val",),
+        "val_samples": 4,
+    }
+    config = tiny_config(
+        task=VQAConfig(),
+        data=data,
+        train={"steps": 1},
+    )
     train(replace(config, out=folder / "run"))
     return folder / "run"
 
@@ -259,7 +272,12 @@ def test_half_a_bad_row_does_not_swallow_the_next(tmp_path: Path):
     errors[1].row = "0:7"
     errors[2].row = "1:7"
     for batch in ([*errors, BadSampleError("a", "b")], errors):
-        bad_samples = BadSamples(tmp_path, num_rows=9, max_share=1, writes=True)
+        bad_samples = BadSamples(
+            tmp_path,
+            num_rows=9,
+            max_share=1,
+            writes=True,
+        )
         bad_samples.add(batch, num_seen=1)
     rows = [(row["where"], row["reason"]) for row in read_bad_samples(tmp_path).values()]
     assert rows == [("a", "b"), *[("c", "d")] * 3]

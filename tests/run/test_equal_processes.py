@@ -70,7 +70,13 @@ def data_of_rank(folder: Path) -> object:
     row = {"image": "red.png", "caption": f"a card of process {processes.rank()}"}
     (home / "rows.jsonl").write_text(json.dumps(row) + "\n")
     source = open_source(home / "rows.jsonl")
-    splits = Splits(train=[source], val=[], test=[], train_names=["rows.jsonl"], val_names=[])
+    splits = Splits(
+        train=[source],
+        val=[],
+        test=[],
+        train_names=["rows.jsonl"],
+        val_names=[],
+    )
     return refusal(lambda: check_data(get_recipe("tiny"), splits, [], accepts=False))
 
 

@@ -131,7 +131,12 @@ def test_counting_draws_no_random_numbers():
 
 def test_flops_do_not_depend_on_where_a_run_starts(tmp_path):
     config = recipe("demo_vqa")
-    started = replace(config, init=tmp_path, scratch=True, out=tmp_path)
+    started = replace(
+        config,
+        init=tmp_path,
+        scratch=True,
+        out=tmp_path,
+    )
     train = replace(config.train, head_lr_multiplier=1.0)
     random = replace(config, init=None, train=train)
     assert inspect_config(started).flops == inspect_config(random).flops

@@ -30,7 +30,12 @@ LAST_LAYER = {"answer_head.3.weight", "answer_head.3.bias"}
 PRETRAINED = tiny_config()
 
 
-def build(config: Config, seed: int = 0, num_answers: int = 4, vocab_size: int = 30) -> nn.Module:
+def build(
+    config: Config,
+    seed: int = 0,
+    num_answers: int = 4,
+    vocab_size: int = 30,
+) -> nn.Module:
     labels = tuple(f"answer {number}" for number in range(num_answers))
     task = build_untrained(config, Sizes(vocab_size=vocab_size, labels=labels))
     randomize(task, seed)
@@ -94,7 +99,13 @@ def test_the_same_task_goes_on_and_another_answer_list_starts_its_last_layer_ane
     assert done.new == done.unused == LAST_LAYER
 
 
-@pytest.mark.parametrize(("answers", "new"), [(ANSWERS, set()), (ANSWERS[::-1], LAST_LAYER)])
+@pytest.mark.parametrize(
+    ("answers", "new"),
+    [
+        (ANSWERS, set()),
+        (ANSWERS[::-1], LAST_LAYER),
+    ],
+)
 def test_rows_of_other_answers_are_not_taken_over(answers, new, tmp_path: Path):
     before = tiny_run("vqa")
     config = replace(before.config, init=write_run(before, tmp_path / "before"))
@@ -113,12 +124,23 @@ def test_positions_of_images_are_resized():
     positions = task.state_dict()[IMAGE_POSITIONS]
     assert torch.equal(positions[0], source[IMAGE_POSITIONS][0])
     grid = source[IMAGE_POSITIONS][1:].T.reshape(1, 16, 4, 4)
-    expected = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False)
+    expected = F.interpolate(
+        grid,
+        size=(6, 6),
+        mode="bicubic",
+        align_corners=False,
+    )
     torch.testing.assert_close(positions[1:], expected.flatten(2)[0].T)
     assert IMAGE_POSITIONS not in done.new | done.unused
 
 
-@pytest.mark.parametrize(("length", "verb"), [(9, "cut"), (20, "extended")])
+@pytest.mark.parametrize(
+    ("length", "verb"),
+    [
+        (9, "cut"),
+        (20, "extended"),
+    ],
+)
 def test_positions_of_texts_are_cut_or_extended(length: int, verb: str):
     source = weights(PRETRAINED)
     task = build(tiny_config(input={"text_length": length}, task=VQAConfig()))
@@ -188,7 +210,12 @@ def test_a_start_says_what_of_the_encoder_is_new(tmp_path: Path):
     model: Any = before.config.model
     shared = replace(model, deep_ffn="shared")
     patterns = ("encoder.blocks.*.ffn.*",)
-    config = replace(before.config, init=init, model=shared, init_allow_missing=patterns)
+    config = replace(
+        before.config,
+        init=init,
+        model=shared,
+        init_allow_missing=patterns,
+    )
     new, note = start_from(config, build_task(config, before.tokenizer, ANSWERS))
     assert len(new) == 8  # weights and biases of two layers in two blocks
     assert all(re.match(r"encoder\.blocks\.[12]\.ffn\.fc", name) for name in new)
@@ -236,10 +263,18 @@ def masked(model: dict) -> MaskedSignal:
 
 @pytest.mark.parametrize(
     ("num_experts", "top_k", "expert_ratio", "mlp_ratio"),
-    [(4, 2, 1.0, 2.0), (6, 3, 1.0, 3.0), (6, 2, 0.0, 2.0), (4, 1, 0.0, 2.0)],
+    [
+        (4, 2, 1.0, 2.0),
+        (6, 3, 1.0, 3.0),
+        (6, 2, 0.0, 2.0),
+        (4, 1, 0.0, 2.0),
+    ],
 )
 def test_experts_start_from_the_networks_of_the_modalities_and_compute_the_same(
-    num_experts: int, top_k: int, expert_ratio: float, mlp_ratio: float
+    num_experts: int,
+    top_k: int,
+    expert_ratio: float,
+    mlp_ratio: float,
 ):
     shape = {
         "num_experts": num_experts,
@@ -266,7 +301,13 @@ def test_experts_start_from_the_networks_of_the_modalities_and_compute_the_same(
 
 
 @pytest.mark.parametrize(
-    "shape", [{"num_experts": 3}, {"expert_ratio": 0.75}, {"modality_routing": False}], ids=str
+    "shape",
+    [
+        {"num_experts": 3},
+        {"expert_ratio": 0.75},
+        {"modality_routing": False},
+    ],
+    ids=str,
 )
 def test_experts_that_cannot_hold_the_networks_are_another_encoder(shape: dict):
     dense = masked({"deep_ffn": "modality"})

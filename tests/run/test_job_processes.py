@@ -72,7 +72,12 @@ def wait_for_signal(folder: Path) -> None:
 
 def job_for(function, *arguments: object, folder: Path, **options) -> Job:
     options.setdefault("name", function.__name__)
-    return Job(function=function, arguments=arguments, log=folder / "job.log", **options)
+    return Job(
+        function=function,
+        arguments=arguments,
+        log=folder / "job.log",
+        **options,
+    )
 
 
 def test_jobs_start_in_order_as_soon_as_they_may(tmp_path: Path):
@@ -85,7 +90,11 @@ def test_jobs_start_in_order_as_soon_as_they_may(tmp_path: Path):
     recorder = Recorder()
     run_jobs(jobs, 2, recorder)
     assert recorder.names == ["first", "second", "third"]
-    assert recorder.results == {"first": "first", "second": "second", "third": "third"}
+    assert recorder.results == {
+        "first": "first",
+        "second": "second",
+        "third": "third",
+    }
     assert (tmp_path / "job.log").read_text() == 3 * "touching\n"
 
 

@@ -47,7 +47,13 @@ def test_training_rows_are_recognised_whatever_the_name_of_the_file(run, eve, tm
     assert "show what this run was trained on" in done.stdout
 
 
-@pytest.mark.parametrize(("val_fraction", "leaks_any"), [(0.1, False), (0.4, True)])
+@pytest.mark.parametrize(
+    ("val_fraction", "leaks_any"),
+    [
+        (0.1, False),
+        (0.4, True),
+    ],
+)
 def test_validation_rows_that_the_initial_run_was_trained_on_are_reported(
     run, val_fraction, leaks_any
 ):

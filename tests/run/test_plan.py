@@ -110,7 +110,15 @@ def test_traffic_is_that_of_rings():
     assert {*step_traffic(config, task, Layout(gpus=4, machines=2)).values()} == {2 * size * 7 / 8}
     # weights are gathered once, gradients scattered twice, and each process sums a quarter of them
     # with the other machine
-    traffic = step_traffic(config, task, Layout(gpus=4, machines=2, shards=True))
+    traffic = step_traffic(
+        config,
+        task,
+        Layout(
+            gpus=4,
+            machines=2,
+            shards=True,
+        ),
+    )
     assert traffic == {"process": 3 * size * 3 / 4 + size / 4, "machine": size}
 
 
@@ -124,7 +132,11 @@ def test_the_verb_prints_a_table_and_a_command(tmp_path: Path, capsys):
         assert kind in printed
     layouts = json.loads((tmp_path / "plan.json").read_text())["layouts"]
     assert len(layouts) == 4
-    assert layouts[0]["layout"] == {"gpus": 2, "machines": 2, "shards": False}
+    assert layouts[0]["layout"] == {
+        "gpus": 2,
+        "machines": 2,
+        "shards": False,
+    }
     assert layouts[0]["rows"] == 2
     assert layouts[0]["accumulation"] == 1
     main([*words, "--memory", "0.001"])

@@ -110,7 +110,12 @@ def by_hand(run: Path, data: Path) -> dict[str, float]:
 def test_held_out_rows_are_those_of_the_first_run_with_data(arms, eve, tmp_path: Path):
     data = write_rows(tmp_path / "data")
     fractions = {"val_fraction": 0.4, "test_fraction": 0.4}
-    edit_data(arms["b"], train=[str(data)], val=["held-out"], **fractions)
+    edit_data(
+        arms["b"],
+        train=[str(data)],
+        val=["held-out"],
+        **fractions,
+    )
     runs = ("builtin:drawings", arms["b"], arms["a"])
     done = eve("evaluate", "retrieval", *runs, "--data", "held-out-test")
     assert done.returncode == 0, done.stderr
@@ -130,7 +135,10 @@ def test_results_are_kept_for_the_weights_and_the_data_they_are_of(arms, eve, tm
     for source in (data, fewer, data):
         assert eve("evaluate", "retrieval", *runs, "--data", source).returncode == 0
     results = read_results(arms["a"] / "best")
-    assert sorted([*result.sources] for result in results) == [[str(data)], [str(fewer)]]
+    assert sorted([*result.sources] for result in results) == [
+        [str(data)],
+        [str(fewer)],
+    ]
     for result in results:
         assert result.rows == by_hand(arms["a"], Path(result.sources[0]))
 
@@ -187,7 +195,13 @@ def test_the_cost_of_a_run_includes_those_that_it_started_from(tmp_path: Path):
 
 def test_runs_are_listed_best_first_and_broken_ones_with_the_reason(eve, tmp_path: Path):
     folder = tmp_path / "runs"
-    low_row = {"kind": "val", "step": 1, "r_mean": 0.3, "tr1": 0.1, "ir1": 0.2}
+    low_row = {
+        "kind": "val",
+        "step": 1,
+        "r_mean": 0.3,
+        "tr1": 0.1,
+        "ir1": 0.2,
+    }
     write_one(folder / "low", log_row(20.0), low_row)
     write_one(folder / "high", log_row(20.0), low_row | {"r_mean": 0.5}, seed=1)
     shutil.copytree(folder / "low", folder / "cut")
@@ -201,7 +215,11 @@ def test_runs_are_listed_best_first_and_broken_ones_with_the_reason(eve, tmp_pat
     listed = json.loads((tmp_path / "runs.json").read_text())
     high, low = listed["runs"]
     assert (high["run"], low["run"]) == ("runs/high", "runs/low")
-    assert low["validation"] == {"r_mean": 0.3, "tr1": 0.1, "ir1": 0.2}
+    assert low["validation"] == {
+        "r_mean": 0.3,
+        "tr1": 0.1,
+        "ir1": 0.2,
+    }
     assert low["core_seconds"] == {"runs/low": 20.0}
     assert low["step"] == 1
     assert low["is_best"]

@@ -45,7 +45,13 @@ def with_train(**fields: Any) -> Config:
 
 def test_rows_are_those_of_each_source():
     config = replace(
-        tiny_config(), data=replace(tiny_config().data, train=("a", "b"), val=("c",), val_samples=5)
+        tiny_config(),
+        data=replace(
+            tiny_config().data,
+            train=("a", "b"),
+            val=("c",),
+            val_samples=5,
+        ),
     )
     a = pairs(3)
     b = pairs(1234)
@@ -191,8 +197,19 @@ def test_memory_of_shards_is_that_of_one_machine(monkeypatch):
 
 
 def test_what_is_learnt_must_not_change():
-    before = with_train(lr=1e-3, betas=(0.9, 0.98), steps=10, threads=1)
-    now = with_train(lr=2e-3, betas=(0.9, 0.95), steps=10, freeze=("encoder.*",), threads=2)
+    before = with_train(
+        lr=1e-3,
+        betas=(0.9, 0.98),
+        steps=10,
+        threads=1,
+    )
+    now = with_train(
+        lr=2e-3,
+        betas=(0.9, 0.95),
+        steps=10,
+        freeze=("encoder.*",),
+        threads=2,
+    )
     now = replace(now, data=replace(now.data, val_samples=9))
     assert changes(before, before, 5) == ([], [])
     refused, allowed = changes(before, now, 5)
@@ -208,8 +225,18 @@ def test_what_is_learnt_must_not_change():
 def test_a_run_may_become_longer():
     """Linear decay without warm-up: the rate at step 10 was to be 0 of 10 steps, and is half of the
     peak of 20."""
-    before = with_train(lr=1e-3, steps=10, warmup=0.0, schedule="linear")
-    now = with_train(lr=1e-3, steps=20, warmup=0.0, schedule="linear")
+    before = with_train(
+        lr=1e-3,
+        steps=10,
+        warmup=0.0,
+        schedule="linear",
+    )
+    now = with_train(
+        lr=1e-3,
+        steps=20,
+        warmup=0.0,
+        schedule="linear",
+    )
     text = (
         "the learning rate follows the schedule of 20 steps from here on: "
         "at step 10 it goes from 0 to 0.0005"

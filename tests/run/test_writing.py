@@ -52,9 +52,18 @@ def test_no_run_counts_twice(eve, tmp_path: Path, name):
 
 @pytest.mark.parametrize(
     ("task", "model", "field"),
-    [("retrieval", {"depth": 4}, "model.depth"), ("vqa", {}, "task.name")],
+    [
+        ("retrieval", {"depth": 4}, "model.depth"),
+        ("vqa", {}, "task.name"),
+    ],
 )
-def test_unlike_runs_have_no_average(eve, tmp_path: Path, task, model, field):
+def test_unlike_runs_have_no_average(
+    eve,
+    tmp_path: Path,
+    task,
+    model,
+    field,
+):
     write_run(tiny_run("retrieval"), tmp_path / "one")
     write_run(tiny_run(task, model=model), tmp_path / "two")
     done = eve("average", "one", "two", "--out", "mean")

@@ -50,7 +50,11 @@ def folder(large_index, tmp_path: Path) -> Path:
 @pytest.fixture
 def exact_names(model, folder, large_index) -> list[str]:
     """The hits of the first text, by a search that has a filter and therefore is exact."""
-    options = {"top": NUM, "rerank": 0, "folder": large_index.with_name("photos")}
+    options = {
+        "top": NUM,
+        "rerank": 0,
+        "folder": large_index.with_name("photos"),
+    }
     return names(Index.open(folder, model).search(TEXTS[0], **options))
 
 
@@ -67,7 +71,11 @@ def recall(index: Index, num: int) -> float:
     blocks = index.database.images.first(num)
     exact_slots, _ = top_candidates_of_blocks(blocks, queries, 10, every_slot)
     num_common = 0
-    for slots, exact in zip(best[0].tolist(), exact_slots.tolist(), strict=True):
+    for slots, exact in zip(
+        best[0].tolist(),
+        exact_slots.tolist(),
+        strict=True,
+    ):
         num_common += len(set(slots) & set(exact))
     return num_common / exact_slots.size
 

@@ -47,7 +47,16 @@ QUERIES += [f"xqzv {word}" for word in random_texts(20, seed=2)]
 
 def reasons(hits: Hits) -> list[tuple[Any, ...]]:
     """Return what hits say besides their scores, whose last digits depend on the batch."""
-    return [(hit.id, hit.name, hit.by, hit.words, hit.is_literal) for hit in hits]
+    return [
+        (
+            hit.id,
+            hit.name,
+            hit.by,
+            hit.words,
+            hit.is_literal,
+        )
+        for hit in hits
+    ]
 
 
 def search(index: Index, num_queries: int, **options: Any) -> list[Hits]:
@@ -97,7 +106,12 @@ def test_caption_that_is_the_query_comes_first(index):
         is_equal = [caption in hit.captions for hit in hits]
         assert is_equal[0]
         assert is_equal == sorted(is_equal, reverse=True)
-        hits = index.search(query, captions=True, rerank=0, top=1)
+        hits = index.search(
+            query,
+            captions=True,
+            rerank=0,
+            top=1,
+        )
         assert hits[0].name == caption
 
 

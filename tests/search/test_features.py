@@ -47,7 +47,13 @@ def test_features_equal_those_of_encode_image_and_the_index(
     rows = []
     for number in range(3):
         image = f"photos/old/0{number}.png"
-        rows.append({"image": image, "caption": TEXTS[0], "year": 2000 + number})
+        rows.append(
+            {
+                "image": image,
+                "caption": TEXTS[0],
+                "year": 2000 + number,
+            }
+        )
     write_jsonl(tmp_path / "rows.jsonl", rows)
     sources = ("photos", "shard.tar", "rows.jsonl")
     done = eve("features", run, *sources, "--out", "features", *SIZES)
@@ -117,7 +123,14 @@ KILLS: list[tuple[Any, str, int]] = [  # at which call of what
 ]
 
 
-def test_after_five_kills_the_bits_are_the_same(eve, model, run, photos, tmp_path, monkeypatch):
+def test_after_five_kills_the_bits_are_the_same(
+    eve,
+    model,
+    run,
+    photos,
+    tmp_path,
+    monkeypatch,
+):
     """Two machines take turns, and each dies at another moment."""
     write_images(photos / "many", range(100, 136))
     command = ("features", run, "photos", *SIZES, "--out")
@@ -145,7 +158,12 @@ def test_after_five_kills_the_bits_are_the_same(eve, model, run, photos, tmp_pat
 
 
 def kill_at_call(
-    monkeypatch, owner: Any, name: str, last_call: int, folder: Path, snapshot: Path
+    monkeypatch,
+    owner: Any,
+    name: str,
+    last_call: int,
+    folder: Path,
+    snapshot: Path,
 ) -> None:
     """Copy a folder and raise Killed instead of a call."""
     real = getattr(owner, name)

@@ -14,7 +14,12 @@ from helpers.source_files import write_jsonl
 def image_row(number: int) -> dict[str, Any]:
     parity = "odd" if number % 2 else "even"
     image = f"photos/new/{number:02}.png"
-    return {"image": image, "caption": f"red {number}", "set": parity, "x": number}
+    return {
+        "image": image,
+        "caption": f"red {number}",
+        "set": parity,
+        "x": number,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,12 @@ def test_hits_lie_in_the_folder_and_have_the_values_of_columns(index):
     captions = index.search("red", where={"set": "odd"}, captions=True)
     assert {hit.name for hit in captions} == {f"red {number}" for number in odd}
     where = {"x": "11"}
-    (hit,) = index.search("red", folder=photos / "new", where=where, captions=True)
+    (hit,) = index.search(
+        "red",
+        folder=photos / "new",
+        where=where,
+        captions=True,
+    )
     assert hit.images[0] == str(photos / "new" / "11.png")
 
 
@@ -75,7 +85,13 @@ def test_one_row_about_an_image_must_have_all_values(eve, model, photos, folder,
     rows: list[dict[str, Any]] = []
     for number in range(6):
         row = {"image": f"photos/old/0{number // 2}.png", "caption": f"red {number}"}
-        rows.append({**row, "who": number % 2, size: number // 2})
+        rows.append(
+            {
+                **row,
+                "who": number % 2,
+                size: number // 2,
+            }
+        )
     rows.append({"image": "photos/new/10.png", "is_late": True})
     rows.append({"image": "photos/new/10.png", "x.y": "a'b%"})
     table = write_jsonl(tmp_path / "table.jsonl", rows)

@@ -101,7 +101,14 @@ setattr(update.Update, name, call)
 """
 
 
-def test_update_resumes_after_sigkill(model, eve_fork, run, photos, folder, tmp_path):
+def test_update_resumes_after_sigkill(
+    model,
+    eve_fork,
+    run,
+    photos,
+    folder,
+    tmp_path,
+):
     """Between commits, and after deleting rows that are gone but before that commit."""
     (tmp_path / "dying.py").write_text(DYING)
     many = photos / "many"
@@ -158,7 +165,14 @@ def fill_database(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("fill", [fill_vector_file, fill_database])
-def test_full_disk_is_one_line_and_loses_nothing(eve, index, photos, folder, monkeypatch, fill):
+def test_full_disk_is_one_line_and_loses_nothing(
+    eve,
+    index,
+    photos,
+    folder,
+    monkeypatch,
+    fill,
+):
     images = read_index(folder)
     derived = read_derived(folder)
     for number in range(100, 140):

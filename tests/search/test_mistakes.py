@@ -112,7 +112,14 @@ COMMANDS: list[tuple[tuple[str, ...], str]] = [
 
 
 @pytest.mark.parametrize(("command", "message"), COMMANDS)
-def test_mistake_is_one_line(eve, run, mistakes, monkeypatch, command, message):
+def test_mistake_is_one_line(
+    eve,
+    run,
+    mistakes,
+    monkeypatch,
+    command,
+    message,
+):
     words: list[Any] = [run if word == "RUN" else word for word in command]
     monkeypatch.chdir(mistakes)
     done = eve(*words)

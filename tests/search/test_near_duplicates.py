@@ -37,7 +37,13 @@ def test_smaller_jpeg_is_a_near_duplicate_and_equal_bytes_are_one_image(model, t
     images[0].resize((200, 150)).save(photos / "c.jpg", quality=80)
     images[0].save(photos / "d.png")
     index = model.index(photos, tmp_path / "index")
-    assert index.counts() == {"images": 4, "distinct": 3, "near": 1, "captions": 0, "broken": 0}
+    assert index.counts() == {
+        "images": 4,
+        "distinct": 3,
+        "near": 1,
+        "captions": 0,
+        "broken": 0,
+    }
     assert first_names(index) == {"c.jpg": "a.png"}
     assert hits_by_name(index)["a.png"].images == (str(photos / "a.png"), str(photos / "d.png"))
 
@@ -54,7 +60,14 @@ def test_saved_copies_are_near_duplicates_and_similar_drawings_are_not(model, tm
     """Discs that differ only in colour or in a hand are different."""
     discs = tmp_path / "discs"
     discs.mkdir()
-    looks = itertools.product(("red", "blue", "black", "green"), ((60, 20), (60, 100), (100, 60)))
+    looks = itertools.product(
+        ("red", "blue", "black", "green"),
+        (
+            (60, 20),
+            (60, 100),
+            (100, 60),
+        ),
+    )
     expected = {}
     for number, (colour, hand) in enumerate(looks):
         disc = draw_disc(colour, hand)

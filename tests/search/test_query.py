@@ -15,7 +15,11 @@ from eve_vl.utils.errors import UserError
     [
         ("red car", [("red car", 1)], [("red", 1), ("car", 1)]),
         ("  a dog, a Dog!", [("  a dog, a Dog!", 1)], [("a", 1), ("dog", 1)]),
-        ("2:cat -dog", [("cat", 2), ("dog", -1)], [("cat", 2)]),
+        (
+            "2:cat -dog",
+            [("cat", 2), ("dog", -1)],
+            [("cat", 2)],
+        ),
         (
             'red "fire engine" -0.5:toy',
             [("red fire engine", 1), ("toy", -0.5)],
@@ -31,7 +35,11 @@ from eve_vl.utils.errors import UserError
             [("t-shirt - 16:9 at 5:30", 1)],
             [("t-shirt", 1), ("16:9", 1), ("at", 1), ("5:30", 1)],
         ),
-        ('0:cat "" 5" "open', [('0:cat "" 5" "open', 1)], [("0:cat", 1), ("5", 1), ("open", 1)]),
+        (
+            '0:cat "" 5" "open',
+            [('0:cat "" 5" "open', 1)],
+            [("0:cat", 1), ("5", 1), ("open", 1)],
+        ),
         ("3:pmt", [("pmt", 3)], [("pmt", 3)]),
         ("-dog", [("dog", -1)], []),
         ("", [], []),

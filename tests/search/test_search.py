@@ -32,7 +32,12 @@ def test_hits_are_ordered_by_dot_product(model, shared_index, shared_photos):
     for features, query, options in searches:
         scores = np.asarray(features) @ (query / np.linalg.norm(query))
         score_of_name = dict(zip(features.names, scores, strict=True))
-        hits = shared_index.search(**options, top=7, rerank=0, by="vectors")
+        hits = shared_index.search(
+            **options,
+            top=7,
+            rerank=0,
+            by="vectors",
+        )
         hit_scores = [hit.score for hit in hits]
         np.testing.assert_allclose(hit_scores, sorted(scores, reverse=True)[:7], atol=3e-3)
         np.testing.assert_allclose(hit_scores, [score_of_name[hit.name] for hit in hits], atol=3e-3)
@@ -80,7 +85,11 @@ def test_matching_head_reranks_the_number_that_validation_chose(model, shared_in
     first = shared_index.search(TEXTS[0], rerank=5)[0]
     assert TEXTS[0] in first.captions, "literal matches stay in front"
     image = shared_photos / "old" / "00.png"
-    captions = shared_index.search(image=image, captions=True, rerank=2)
+    captions = shared_index.search(
+        image=image,
+        captions=True,
+        rerank=2,
+    )
     assert [hit.match is not None for hit in captions] == [True, True, False]
 
 

@@ -35,7 +35,13 @@ def test_rows_about_one_image_are_one_image(model, photos, folder, tmp_path):
             members[f"{number:04}.txt"] = b"a circle"
     shard = write_tar_of(tmp_path / "shard.tar", members)
     index = model.index([table, shard], folder)
-    assert index.counts() == {"images": 10, "distinct": 6, "near": 0, "captions": 9, "broken": 0}
+    assert index.counts() == {
+        "images": 10,
+        "distinct": 6,
+        "near": 0,
+        "captions": 9,
+        "broken": 0,
+    }
     hits = {hit.name.rpartition("/")[2]: hit for hit in index.search("red")}
     assert sorted(hits["01.png"].captions) == ["a circle", "red 1", "red 5"]
     assert hits["01.png"].images == (str(photos / "old" / "01.png"), f"{shard}:0001")
@@ -59,7 +65,13 @@ def test_rows_of_files_with_the_same_name_are_different_images(model, folder, tm
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         names += [f"{path} row {row}" for row in range(1, 5)]
     index = model.index(tmp_path / "parts" / "d{0..1}" / "x.parquet", folder)
-    assert index.counts() == {"images": 6, "distinct": 6, "near": 0, "captions": 6, "broken": 2}
+    assert index.counts() == {
+        "images": 6,
+        "distinct": 6,
+        "near": 0,
+        "captions": 6,
+        "broken": 2,
+    }
     hits = {hit.name: hit for hit in index.search("red")}
     assert sorted([*hits, *index.changes.broken]) == names
     assert hits[names[5]].captions == ("red 1 1",)
@@ -68,7 +80,14 @@ def test_rows_of_files_with_the_same_name_are_different_images(model, folder, tm
     assert model.index((), folder).changes.unchanged == 6
 
 
-def test_image_of_several_sources_counts_once(eve, model, run, photos, folder, tmp_path):
+def test_image_of_several_sources_counts_once(
+    eve,
+    model,
+    run,
+    photos,
+    folder,
+    tmp_path,
+):
     """In counts, among hits and in an update's report. It is gone when the last source drops it."""
     images = [f"photos/new/{number:02}.png" for number in range(8, 20)]
     table_of(tmp_path / "table.jsonl", images)
@@ -80,7 +99,13 @@ def test_image_of_several_sources_counts_once(eve, model, run, photos, folder, t
     summary = "21 images (21 new), 15 captions; 1 exact duplicate, 0 near-duplicates"
     assert f"index: {summary}\n" in output
     index = Index.open(folder, model)
-    assert index.counts() == {"images": 21, "distinct": 20, "near": 0, "captions": 15, "broken": 1}
+    assert index.counts() == {
+        "images": 21,
+        "distinct": 20,
+        "near": 0,
+        "captions": 15,
+        "broken": 1,
+    }
     hits = index.search("red", top=50)
     assert len(hits) == 20
     assert sorted(hit.images for hit in hits if len(hit.images) > 1) == [twins]
@@ -112,7 +137,13 @@ def test_file_is_no_near_duplicate_of_itself_in_another_source(model, photos, fo
         image.load()
         image.save(path, compress_level=0)  # the same pixels in other bytes
     index = model.index(photos, folder)  # the table's row keeps the old bytes
-    assert index.counts() == {"images": 21, "distinct": 21, "near": 1, "captions": 4, "broken": 0}
+    assert index.counts() == {
+        "images": 21,
+        "distinct": 21,
+        "near": 1,
+        "captions": 4,
+        "broken": 0,
+    }
     hits = [hit for hit in index.search("red", top=50) if hit.name == str(path)]
     assert [hit.near for hit in hits] == [None, None]
     assert model.index((), folder).counts()["images"] == 20

@@ -45,7 +45,14 @@ def count_calls(monkeypatch, name: str) -> list[str]:
     return calls
 
 
-def test_updated_index_equals_new_one(model, index, photos, folder, tmp_path, monkeypatch):
+def test_updated_index_equals_new_one(
+    model,
+    index,
+    photos,
+    folder,
+    tmp_path,
+    monkeypatch,
+):
     """Only new images are encoded."""
     write_image(photos / "new" / "99.png", 99)
     write_image(photos / "old" / "05.png", 105)
@@ -75,7 +82,13 @@ def test_reading_options_are_remembered_in_any_folder(model, photos, folder, tmp
     monkeypatch.chdir(tmp_path)
     columns = {"image_column": "photo", "text_column": "says"}
     index = model.index("tables/table.jsonl", "index", image_root=Path("photos"), **columns)
-    assert index.counts() == {"images": 8, "distinct": 8, "near": 0, "captions": 8, "broken": 0}
+    assert index.counts() == {
+        "images": 8,
+        "distinct": 8,
+        "near": 0,
+        "captions": 8,
+        "broken": 0,
+    }
     monkeypatch.chdir(tmp_path / "tables")
     assert model.index((), folder).changes.unchanged == 8
     with pytest.raises(UserError, match="has no column 'foto'"):
@@ -168,7 +181,11 @@ def test_column_names_are_those_of_all_rows(model, index, folder, tmp_path):
             rows.append({"image": f"photos/new/{number}.png", **columns})
         return write_jsonl(tmp_path / name, rows)
 
-    first = write("first.jsonl", {"set": 1, "who": "a"}, {"set": 2, "caption": "red"})
+    first = write(
+        "first.jsonl",
+        {"set": 1, "who": "a"},
+        {"set": 2, "caption": "red"},
+    )
     second = write("second.jsonl", {"größe": 1}, {"set": 3})
     statements: list[str] = []
     index.database.db.set_trace_callback(statements.append)
@@ -222,7 +239,14 @@ def test_unreadable_folder_is_not_taken_for_deleted(model, index, photos, folder
     assert model.index((), folder).changes.unchanged == 20
 
 
-def test_image_stays_without_its_unreadable_captions(eve, model, index, photos, folder, tmp_path):
+def test_image_stays_without_its_unreadable_captions(
+    eve,
+    model,
+    index,
+    photos,
+    folder,
+    tmp_path,
+):
     old = photos / "old"
     (old / "00.txt").write_bytes(b"\xff\xfe")
     (old / "01.txt").write_text("word " * 2000)

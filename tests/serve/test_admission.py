@@ -65,14 +65,22 @@ def test_refused_request_is_read_to_its_end():
 
     async def receive() -> dict[str, Any]:
         events.append("part")
-        return {"type": "http.request", "body": b"a" * 1000, "more_body": len(events) < 5}
+        return {
+            "type": "http.request",
+            "body": b"a" * 1000,
+            "more_body": len(events) < 5,
+        }
 
     async def send(message: Any) -> None:
         events.append(message.get("status", "body"))
 
     metrics = Metrics(Reservations(Limits()))
     admission = AdmissionMiddleware(app, metrics, 20.0, "token", ())
-    scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
+    scope = {
+        "type": "http",
+        "path": "/",
+        "headers": [(b"host", b"localhost")],
+    }
     asyncio.run(admission(scope, receive, send))
     assert events == ["part"] * 5 + [401, "body"]
 
@@ -90,7 +98,11 @@ def test_a_slow_client_is_answered_and_may_then_send_the_rest():
         async def receive() -> dict[str, Any]:
             await is_answered.wait()
             events.append("part")
-            return {"type": "http.request", "body": b"a", "more_body": events.count("part") < 3}
+            return {
+                "type": "http.request",
+                "body": b"a",
+                "more_body": events.count("part") < 3,
+            }
 
         async def send(message: Any) -> None:
             events.append(message.get("status") or bool(message.get("more_body")))
@@ -99,7 +111,15 @@ def test_a_slow_client_is_answered_and_may_then_send_the_rest():
 
         metrics = Metrics(Reservations(Limits()))
         admission = AdmissionMiddleware(app, metrics, 0.05, "token", ())
-        await admission({"type": "http", "path": "/", "headers": []}, receive, send)
+        await admission(
+            {
+                "type": "http",
+                "path": "/",
+                "headers": [],
+            },
+            receive,
+            send,
+        )
 
     asyncio.run(ask())
     assert events == [401, True, "part", "part", "part", False]

@@ -55,7 +55,13 @@ BODY = {
 
 def test_body_has_the_fields_of_the_request():
     values = parse_body(ANYTHING.model, json.dumps(BODY).encode())
-    assert values == {**BODY, "rate": 1.0, "size": 3, "how": "a", "flag": False}
+    assert values == {
+        **BODY,
+        "rate": 1.0,
+        "size": 3,
+        "how": "a",
+        "flag": False,
+    }
     schema = ANYTHING.model.model_json_schema()
     assert schema["required"] == ["images", "names"]
     images = schema["properties"]["images"]
@@ -139,7 +145,11 @@ UNKNOWN = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "message"), BAD + UNKNOWN, ids=itertools.count())
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    BAD + UNKNOWN,
+    ids=itertools.count(),
+)
 def test_bad_input_is_one_line(client, folder, path, body, message):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = client.post(path, content=content, headers=JSON)

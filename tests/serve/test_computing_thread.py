@@ -25,20 +25,37 @@ def test_jobs_with_the_same_key_become_one_batch():
     keys = ["a", "b", "a", None, "a", "b", None, "a", "a"]
     jobs = []
     for number, key in enumerate(keys):
-        jobs.append(Job(compute=double, arguments=number, key=key))
+        jobs.append(
+            Job(
+                compute=double,
+                arguments=number,
+                key=key,
+            )
+        )
         thread.submit(jobs[-1])
     jobs[4].result.cancel()  # its client has gone
     thread.start()
     thread.end()
     thread.join()
-    assert batches == [[0, 2, 7, 8], [1, 5], [3], [6]]
+    assert batches == [
+        [0, 2, 7, 8],
+        [1, 5],
+        [3],
+        [6],
+    ]
     assert sizes == [4, 2, 1, 1]
     assert jobs.pop(4).result.cancelled()
     for job in jobs:
         assert job.result.result() == 2 * job.arguments
 
 
-@pytest.mark.parametrize("error", [UserError("13"), ZeroDivisionError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("13"),
+        ZeroDivisionError(),
+    ],
+)
 def test_error_reaches_only_the_job_that_caused_it(error):
     def double_unless_13(numbers: list[int]) -> list[int]:
         if 13 in numbers:
@@ -46,7 +63,14 @@ def test_error_reaches_only_the_job_that_caused_it(error):
         return [2 * number for number in numbers]
 
     thread = ComputingThread(4)
-    jobs = [Job(compute=double_unless_13, arguments=number, key="a") for number in (13, 14)]
+    jobs = [
+        Job(
+            compute=double_unless_13,
+            arguments=number,
+            key="a",
+        )
+        for number in (13, 14)
+    ]
     for job in jobs:
         thread.submit(job)
     thread.start()
@@ -67,8 +91,20 @@ def test_clients_are_answered_from_one_batch(runs):
     requests: list[dict[str, Any]] = []
     for number in range(3):
         image = [png(number), png(50)]
-        requests.append({"image": image, "question": TEXTS[number], "top": 2})
-    requests.append({"image": [ONE], "question": "", "top": 2})
+        requests.append(
+            {
+                "image": image,
+                "question": TEXTS[number],
+                "top": 2,
+            }
+        )
+    requests.append(
+        {
+            "image": [ONE],
+            "question": "",
+            "top": 2,
+        }
+    )
     with serving(runs["vqa"]) as client, ThreadPoolExecutor(len(requests)) as threads:
         compute = service_of(client).compute
         go = threading.Event()

@@ -38,7 +38,11 @@ def test_body_that_never_ends_is_refused():
     chunks = one_byte_and_silence()
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": await anext(chunks), "more_body": True}
+        return {
+            "type": "http.request",
+            "body": await anext(chunks),
+            "more_body": True,
+        }
 
     async def read() -> None:
         with reservations.reserve() as reservation:

@@ -79,7 +79,12 @@ def test_server_bounds_how_many_hits_are_reranked(client, index, monkeypatch):
     expected = [hit.id for hit in index.search("red", top=5, rerank=2)]
     assert [hit["id"] for hit in hits] == expected
     assert [hit["match"] is not None for hit in hits] == [True, True, False, False, False]
-    body = {"query": ["", "red"], "image": [ONE_TEXT] * 2, "captions": True, "top": 3}
+    body = {
+        "query": ["", "red"],
+        "image": [ONE_TEXT] * 2,
+        "captions": True,
+        "top": 3,
+    }
     rows = client.post(SEARCH, json=body).json()
     num_matched = []
     for row in rows:
@@ -151,9 +156,19 @@ def test_locked_index_is_busy_at_once(index):
 
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
-    [("images.f16", b"", "lacks features"), (DATABASE, bytes(10_000), "not a database")],
+    [
+        ("images.f16", b"", "lacks features"),
+        (DATABASE, bytes(10_000), "not a database"),
+    ],
 )
-def test_damaged_index_is_the_fault_of_the_server(folder, runs, caplog, name, content, problem):
+def test_damaged_index_is_the_fault_of_the_server(
+    folder,
+    runs,
+    caplog,
+    name,
+    content,
+    problem,
+):
     path = folder / f"damaged {name}"
     runs["retrieval"].index(folder / "photos", path)
     index = Index.open(path, runs["retrieval"])

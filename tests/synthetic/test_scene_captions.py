@@ -65,7 +65,13 @@ def test_a_caption_with_one_word_exchanged_is_true_exactly_if_it_is_listed(split
                 assert not is_listed or split == "hard_train"
 
 
-@pytest.mark.parametrize(("split", "longest", "mean"), [("train", 20, 7.5), ("hard_train", 48, 20)])
+@pytest.mark.parametrize(
+    ("split", "longest", "mean"),
+    [
+        ("train", 20, 7.5),
+        ("hard_train", 48, 20),
+    ],
+)
 def test_captions_are_short_plain_and_use_few_words(split, longest, mean):
     num_full_stops = 1 if split == "hard_train" else 0
     lengths = []
@@ -89,7 +95,13 @@ def masked_caption(rng: random.Random, split: str, index: int) -> tuple[list[str
     return words, set(rng.sample(range(len(words)), round(len(words) / 2)))
 
 
-@pytest.mark.parametrize(("split", "num_scenes"), [("val", 500), ("hard_val", 120)])
+@pytest.mark.parametrize(
+    ("split", "num_scenes"),
+    [
+        ("val", 500),
+        ("hard_val", 120),
+    ],
+)
 def test_masked_words_follow_from_the_image_and_the_visible_half(split, num_scenes):
     rng = random.Random(0)
     best_shares = []
@@ -123,7 +135,11 @@ def contexts(words: list[str], masked: set[int], position: int) -> list[tuple]:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "num_scenes", "bound"), [("", 5000, 0.52), ("hard_", 2000, 0.58)]
+    ("prefix", "num_scenes", "bound"),
+    [
+        ("", 5000, 0.52),
+        ("hard_", 2000, 0.58),
+    ],
 )
 def test_masked_words_do_not_follow_from_the_visible_half(prefix, num_scenes, bound):
     rng = random.Random(0)

@@ -14,7 +14,12 @@ from helpers.pil_scenes import draw_with_pil
 
 @pytest.mark.parametrize(
     ("split", "image_size"),
-    [("train", 48), ("train", 97), ("hard_train", 64), ("hard_train", 128)],
+    [
+        ("train", 48),
+        ("train", 97),
+        ("hard_train", 64),
+        ("hard_train", 128),
+    ],
 )
 def test_image_equals_the_one_that_pil_draws(split, image_size):
     for index in range(1000 // image_size):

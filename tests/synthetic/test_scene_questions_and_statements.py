@@ -124,7 +124,10 @@ def views_of_statement(row: Statement) -> list[Hashable]:
 
 
 def accuracy_of_guesses(
-    train_rows: list, test_rows: list, views_of: Callable[..., list[Hashable]], truth: str
+    train_rows: list,
+    test_rows: list,
+    views_of: Callable[..., list[Hashable]],
+    truth: str,
 ) -> dict[str, float]:
     """Return the accuracy by kind, and of all.
 

@@ -16,7 +16,12 @@ from eve_vl.synthetic.scenes.statements import sample_statement
 from eve_vl.synthetic.scenes.world import SPLITS
 from eve_vl.utils.errors import UserError
 
-OPTIONS = {"split": "test", "image_size": 40, "seed": 5, "num_rows": 7}
+OPTIONS = {
+    "split": "test",
+    "image_size": 40,
+    "seed": 5,
+    "num_rows": 7,
+}
 
 
 def assert_shows(image, scene):

@@ -86,12 +86,20 @@ def test_shapes_are_clear_of_one_another_and_of_borders_between_cells(
 
 @pytest.mark.parametrize(
     ("split", "kinds", "colors", "lines"),
-    [("train", KINDS, COLORS, range(3)), ("hard_train", HARD_KINDS, HARD_COLORS, range(4))],
+    [
+        ("train", KINDS, COLORS, range(3)),
+        ("hard_train", HARD_KINDS, HARD_COLORS, range(4)),
+    ],
 )
 def test_every_property_is_drawn_evenly(split, kinds, colors, lines):
     scenes = [sample_scene(split, 0, index) for index in range(2000)]
     shapes = [shape for scene in scenes for shape in scene.shapes]
-    properties = {"kind": kinds, "color": colors, "size": ("big", "small"), "row": lines}
+    properties = {
+        "kind": kinds,
+        "color": colors,
+        "size": ("big", "small"),
+        "row": lines,
+    }
     for name, values in properties.items():
         counts = Counter(getattr(shape, name) for shape in shapes)
         for value in values:

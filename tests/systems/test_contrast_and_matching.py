@@ -41,7 +41,11 @@ def test_targets_are_shared_by_those_that_the_option_names(targets):
     config = config_of(**CONTRAST_ONLY, itc_targets=targets)
     task = build(config)
     (batch,) = batches_of(config)
-    groups = {"image": [{0, 2}], "diagonal": [], "same_text": [{0, 2}, {1, 3}]}
+    groups = {
+        "image": [{0, 2}],
+        "diagonal": [],
+        "same_text": [{0, 2}, {1, 3}],
+    }
     target = even_targets(groups[targets])
     expected = slow_contrast(*features_of(task, batch), target, 0.07)
     assert task(batch).terms["itc"].item() == pytest.approx(expected, rel=1e-4)
@@ -177,7 +181,14 @@ def slow_draw(scores: list[float], is_match: list[bool], draw: float) -> int:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("sizes", [(8,), (4, 4), (2, 2, 2, 2)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (8,),
+        (4, 4),
+        (2, 2, 2, 2),
+    ],
+)
 def test_global_negatives_are_drawn_among_all_micro_batches(sizes, monkeypatch):
     """The same partners however the step is cut, and those that a slow loop draws."""
     config = config_of(mlm_weight=0.0, itm_negatives="global")
@@ -298,8 +309,16 @@ def test_options_without_a_use_are_known():
 
 def test_convolutions_that_never_see_a_whole_image_are_refused():
     with pytest.raises(UserError, match=r"itc_masked_image with model\.stem conv"):
-        config_of(**CONTRAST_ONLY, itc_masked_image=True, model={"stem": "conv"})
-    config_of(mlm_weight=0.0, itc_masked_image=True, model={"stem": "conv"})
+        config_of(
+            **CONTRAST_ONLY,
+            itc_masked_image=True,
+            model={"stem": "conv"},
+        )
+    config_of(
+        mlm_weight=0.0,
+        itc_masked_image=True,
+        model={"stem": "conv"},
+    )
 
 
 # Masked words

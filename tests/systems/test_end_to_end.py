@@ -61,9 +61,21 @@ def shortened(config: Config, out: Path) -> Config:
     data = replace(config.data, val_samples=4, num_workers=0)
     if not all(map(generated, data.train)):
         data = replace(data, train=("scenes:train",), val=("scenes:val",))
-    schedule = replace(config.train, steps=2, batch_size=4, log_every=1, val_every=2, save_every=2)
+    schedule = replace(
+        config.train,
+        steps=2,
+        batch_size=4,
+        log_every=1,
+        val_every=2,
+        save_every=2,
+    )
     schedule = replace(schedule, device="cpu", threads=1)
-    config = replace(config, out=out, data=data, train=schedule)
+    config = replace(
+        config,
+        out=out,
+        data=data,
+        train=schedule,
+    )
     if getattr(config.task, "ranking_candidates", 0):
         config = replace(config, task=replace(config.task, ranking_candidates=4))
     return config

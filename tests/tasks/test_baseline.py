@@ -82,7 +82,14 @@ def test_without_its_baseline_a_metric_is_not_compared():
 
 
 def error_of(value: float, n: int = 500, **fields: Any) -> MeasuredValue:
-    return MeasuredValue(value, n=n, low=0.19, high=0.21, method="t", **fields)
+    return MeasuredValue(
+        value,
+        n=n,
+        low=0.19,
+        high=0.21,
+        method="t",
+        **fields,
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +127,11 @@ def test_lower_errors_are_better_with_as_many_decimals_as_it_takes(
 def test_the_best_of_several_baselines_counts():
     further = {"noise": "noise", "wrong": "a wrong image"}
     rule = Baseline("acc", "row", "prior", "the prior", "sees", further_baselines=further)
-    numbers = {"acc": share(80, 100), "prior": 0.2, "noise": share(50, 100)}
+    numbers = {
+        "acc": share(80, 100),
+        "prior": 0.2,
+        "noise": share(50, 100),
+    }
     assert rule.compare(numbers) == Comparison(
         "sees: acc 0.800, the best of 2 baselines, noise 0.500, intervals apart", True
     )

@@ -41,7 +41,11 @@ def config_of(reads: Any = "image", **fields: Any) -> Config:
 
 
 def build(config: Config) -> Classification:
-    sizes = Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id, labels=CLASSES)
+    sizes = Sizes(
+        vocab_size=TOKENIZER.vocab_size,
+        mask_id=TOKENIZER.mask_id,
+        labels=CLASSES,
+    )
     task = build_untrained(config, sizes)
     randomize(task, seed=3, std=0.3)
     assert isinstance(task, Classification)
@@ -58,7 +62,12 @@ def labeled(count: int, *, several: bool = False) -> ListSource[LabeledExample]:
         image = noise(count, row)
         text = f"a circle {row}"
         rows.append(
-            LabeledExample(image=image, text=text, labels=tuple(labels), where=f"rows:{row}")
+            LabeledExample(
+                image=image,
+                text=text,
+                labels=tuple(labels),
+                where=f"rows:{row}",
+            )
         )
     return ListSource(rows)
 
@@ -106,7 +115,12 @@ def prediction(
 ) -> Prediction:
     probability_C = np.array(probabilities, np.float32)
     label = CLASSES[probability_C.argmax()]
-    return Prediction(probability_C=probability_C, label=label, labels=labels, where=f"rows:{row}")
+    return Prediction(
+        probability_C=probability_C,
+        label=label,
+        labels=labels,
+        where=f"rows:{row}",
+    )
 
 
 def test_unknown_labels_are_counted_and_reported():
@@ -130,7 +144,13 @@ def test_rows_that_lack_a_rare_label_are_reported(several):
     evaluator = evaluator_of(build(config_of(multilabel=several)))
     frequent = []
     for row, name in enumerate(CLASSES[:2]):
-        frequent.append(prediction(row, np.eye(3)[row].tolist(), (name,)))
+        frequent.append(
+            prediction(
+                row,
+                np.eye(3)[row].tolist(),
+                (name,),
+            )
+        )
     numbers = evaluator.metrics(frequent)
     assert numbers[evaluator.main_metric or ""] == 1
     assert evaluator.warnings(numbers) == [
@@ -143,14 +163,20 @@ def test_rows_that_lack_a_rare_label_are_reported(several):
 
 @pytest.mark.parametrize(
     ("several", "main_metric", "labels"),
-    [(False, "balanced_acc", [None, None]), (True, "mean_ap", [["green"], ["blue", "red"]])],
+    [
+        (False, "balanced_acc", [None, None]),
+        (True, "mean_ap", [["green"], ["blue", "red"]]),
+    ],
 )
 def test_the_kind_of_labels_decides_on_main_metric_and_prediction_file(
     several, main_metric, labels
 ):
     evaluator = evaluator_of(build(config_of(multilabel=several)))
     assert evaluator.main_metric == main_metric
-    predictions = [prediction(0, [0.1, 0.7, 0.2]), prediction(1, [0.6, 0.3, 0.5])]
+    predictions = [
+        prediction(0, [0.1, 0.7, 0.2]),
+        prediction(1, [0.6, 0.3, 0.5]),
+    ]
     lines = []
     for line in evaluator.prediction_file(predictions).splitlines():
         lines.append(json.loads(line))
@@ -165,8 +191,18 @@ def test_the_kind_of_labels_decides_on_main_metric_and_prediction_file(
 def test_json_lines_follow_the_rows_of_all_sources():
     """By name, row 10 would come before row 2, and two files of one name would mix."""
     evaluator = evaluator_of(build(config_of()))
-    dataset = evaluator.dataset([labeled(11), labeled(11)], config_of(), TOKENIZER)
-    batches = [rows_of(dataset, 11, source=1), rows_of(dataset, 11, source=0)]
+    dataset = evaluator.dataset(
+        [
+            labeled(11),
+            labeled(11),
+        ],
+        config_of(),
+        TOKENIZER,
+    )
+    batches = [
+        rows_of(dataset, 11, source=1),
+        rows_of(dataset, 11, source=0),
+    ]
     text = evaluator.prediction_file(evaluator.predict_all(batches))
     lines = [json.loads(line) for line in text.splitlines()]
     for number, line in enumerate(lines):
@@ -221,7 +257,12 @@ def test_a_training_row_with_an_unknown_label_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("multilabel", "several", "num_notes"), [(True, False, 1), (True, True, 0), (False, False, 0)]
+    ("multilabel", "several", "num_notes"),
+    [
+        (True, False, 1),
+        (True, True, 0),
+        (False, False, 0),
+    ],
 )
 def test_one_label_per_row_with_multilabel_is_reported(multilabel, several, num_notes):
     rows = labeled(7, several=several)
@@ -237,7 +278,13 @@ def tiny_eve(reads: str) -> Any:
     config = config_of(reads)
     task = build(config)
     return Eve(
-        LoadedRun(config=config, tokenizer=TOKENIZER, task=task, step=1, folder=Path("tiny"))
+        LoadedRun(
+            config=config,
+            tokenizer=TOKENIZER,
+            task=task,
+            step=1,
+            folder=Path("tiny"),
+        )
     )
 
 
@@ -285,7 +332,11 @@ def test_a_run_that_reads_images_explains_a_label_without_text():
     assert heatmap.probability == pytest.approx(probabilities["red"], rel=1e-5)
 
 
-COLORS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (30, 40, 220)}
+COLORS = {
+    "red": (220, 20, 30),
+    "green": (20, 200, 40),
+    "blue": (30, 40, 220),
+}
 
 
 def test_a_folder_per_class_is_learnt_from_the_command_line(eve, pretrained, tmp_path: Path):

@@ -48,7 +48,12 @@ def loss_and_gradients(name: str, num_micro_batches: int) -> tuple[float, dict[s
 
 
 @pytest.mark.parametrize(
-    ("name", "num_micro_batches"), [("retrieval", 2), ("retrieval", 4), ("contrast_match", 4)]
+    ("name", "num_micro_batches"),
+    [
+        ("retrieval", 2),
+        ("retrieval", 4),
+        ("contrast_match", 4),
+    ],
 )
 def test_micro_batches_have_the_gradients_of_the_whole_batch(name, num_micro_batches):
     expected_loss, expected_gradients = loss_and_gradients(name, 1)

@@ -33,7 +33,12 @@ def losses_of(config: Config) -> list[str]:
     return [name for name in names if getattr(config.task, f"{name}_weight", 0)]
 
 
-WEIGHTS = {"mim": 0.3, "mlm": 0.7, "itc": 2.0, "itm": 1.5}
+WEIGHTS = {
+    "mim": 0.3,
+    "mlm": 0.7,
+    "itc": 2.0,
+    "itm": 1.5,
+}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -57,7 +62,13 @@ def test_loss_is_the_weighted_sum_of_its_terms_and_trains_every_weight(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "num_passes"), [("mlm+mim", 2), ("mlm+itc+mim", 4), ("mlm+itc+itm", 4), ("all", 5)]
+    ("name", "num_passes"),
+    [
+        ("mlm+mim", 2),
+        ("mlm+itc+mim", 4),
+        ("mlm+itc+itm", 4),
+        ("all", 5),
+    ],
 )
 def test_no_encoder_pass_is_run_twice(name, num_passes, monkeypatch):
     config = config_of(name)

@@ -130,7 +130,13 @@ def gradient_of_second_step(case: str, num_micro_batches: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("case", "num_micro_batches"),
-    [("memory", 1), ("memory", 2), ("diagonal", 1), ("global negatives", 2), ("labels", 2)],
+    [
+        ("memory", 1),
+        ("memory", 2),
+        ("diagonal", 1),
+        ("global negatives", 2),
+        ("labels", 2),
+    ],
 )
 def test_a_step_by_slices_has_the_gradients_of_the_whole_one(case, num_micro_batches, monkeypatch):
     whole = gradient_of_second_step(case, num_micro_batches)
@@ -165,7 +171,10 @@ def test_hard_negatives_of_slices_follow_the_weights():
         assert torch.equal(rows, ROW)
     is_match = shares_key(KEYS[:6], KEYS[:6])
     once = torch.ones(len(ROW))
-    for drawn, similarity in ((wrong_images, text @ image.T), (wrong_texts, image @ text.T)):
+    for drawn, similarity in (
+        (wrong_images, text @ image.T),
+        (wrong_texts, image @ text.T),
+    ):
         counts = torch.zeros(6, 6).index_put((ROW % 6, drawn % 6), once, accumulate=True)
         assert not counts[is_match].any()
         weights = (similarity / temperature).exp().masked_fill(is_match, 0).float()

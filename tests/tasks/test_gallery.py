@@ -39,7 +39,12 @@ class DeviceTensor(Tensor):
 def test_pixels_lie_on_the_host():
     task = retrieval()
     batches = []
-    for batch in eval_loader(eval_set(task.config), batch_size=4, rank=0, world=1):
+    for batch in eval_loader(
+        eval_set(task.config),
+        batch_size=4,
+        rank=0,
+        world=1,
+    ):
         if isinstance(batch, SearchImages):
             images = batch.images_BCHW.as_subclass(DeviceTensor)
             batches.append(replace(batch, images_BCHW=images))
@@ -97,7 +102,11 @@ def with_broken_images(rows: list[ImageText], unreadable: tuple[int, ...]) -> li
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("name", "unreadable"),
-    [("retrieval", (5,)), ("retrieval", (0, 3, 4)), ("retrieval_merged", (1, 8))],
+    [
+        ("retrieval", (5,)),
+        ("retrieval", (0, 3, 4)),
+        ("retrieval_merged", (1, 8)),
+    ],
 )
 def test_unreadable_images_change_numbers_as_if_their_rows_were_missing(name, unreadable):
     """Row 7 has a caption of row 1."""

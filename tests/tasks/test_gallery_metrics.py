@@ -36,7 +36,12 @@ class Phantoms:
 
     def __init__(self, rerank: int):
         self.task = retrieval(rerank=rerank)
-        self.source = PhantomPairs(split="test", image_size=64, num_rows=NUM_PHANTOMS, seed=2)
+        self.source = PhantomPairs(
+            split="test",
+            image_size=64,
+            num_rows=NUM_PHANTOMS,
+            seed=2,
+        )
         self.dataset = SearchSet([self.source], self.task.config, TOKENIZER)
         self.rows = [self.source[image.row] for image in self.dataset.images]
         self.reports = [row.captions[0] for row in self.rows]
@@ -86,7 +91,10 @@ def test_precisions_of_classes_and_merged_recall_equal_loops():
     labels = [set(row.labels) for row in phantoms.rows]
     shares_class = [[bool(query & candidate) for candidate in labels] for query in labels]
     chance = statistics.mean(statistics.mean(row) for row in shares_class)
-    for way, keys in (("tr", scores), ("ir", list(zip(*scores, strict=True)))):
+    for way, keys in (
+        ("tr", scores),
+        ("ir", list(zip(*scores, strict=True))),
+    ):
         for k in (1, 2, 5, 10):
             shares = []
             for row, is_right in zip(keys, shares_class, strict=True):

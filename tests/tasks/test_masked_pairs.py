@@ -94,7 +94,12 @@ def test_images_only_are_masked():
     rows = ListSource([ImageOnly(image=noise(1, row), where=f"alone:{row}") for row in range(7)])
     dataset = MaskedPairs([rows], config, TOKENIZER, training=False)
     names = []
-    for batch in eval_loader(dataset, batch_size=4, rank=0, world=1):
+    for batch in eval_loader(
+        dataset,
+        batch_size=4,
+        rank=0,
+        world=1,
+    ):
         assert type(batch) is MaskedImages
         assert batch.images_BCHW.shape[1:] == (3, 16, 16)
         assert batch.hidden_BM.shape[1] == 12
@@ -113,7 +118,16 @@ def test_texts_only_are_masked():
     for row, words in enumerate(("a red circle", "two small blue squares on gray", "a star")):
         rows.append(TextOnly(text=f"{words} {row}", where=f"alone:{row}"))
     dataset = MaskedPairs([ListSource(rows)], config, TOKENIZER, training=True)
-    batch = next(iter(train_loader(dataset, consumed=0, rank=0, world=1)))
+    batch = next(
+        iter(
+            train_loader(
+                dataset,
+                consumed=0,
+                rank=0,
+                world=1,
+            )
+        )
+    )
     assert type(batch) is MaskedTexts
     for b, where in enumerate(batch.where):
         row = int(where.removeprefix("alone:"))
@@ -157,7 +171,11 @@ def test_no_or_too_many_labels_make_a_row_unusable(num):
 
 @pytest.mark.parametrize(
     ("training", "targets", "has_labels"),
-    [(True, "semantic", True), (True, "image", False), (False, "semantic", False)],
+    [
+        (True, "semantic", True),
+        (True, "image", False),
+        (False, "semantic", False),
+    ],
 )
 def test_labels_are_read_for_semantic_targets_in_training_only(training, targets, has_labels):
     source = ListSource([labelled(("edema",))])
@@ -204,7 +222,13 @@ def test_a_partner_is_usable_and_shares_no_caption_at_all():
     assert with_unusable[(0, 0, 0)].wrong.where in ("list:1", "list:3")
 
 
-@pytest.mark.parametrize("source", [with_caption(pairs(2), "twins"), pairs(2, bad=[1])])
+@pytest.mark.parametrize(
+    "source",
+    [
+        with_caption(pairs(2), "twins"),
+        pairs(2, bad=[1]),
+    ],
+)
 def test_a_set_without_a_wrong_partner_is_refused_before_training(source):
     message = "list:0: none of the 2 validation pairs is usable and has another caption"
     with pytest.raises(UserError, match=message):

@@ -135,7 +135,15 @@ def test_balance_and_routing_terms_equal_a_loop_over_the_inputs_of_routers():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("share", "num_rows"), [(0.3, 2), (0.25, 1), (0.01, 1), (1.0, 4)])
+@pytest.mark.parametrize(
+    ("share", "num_rows"),
+    [
+        (0.3, 2),
+        (0.25, 1),
+        (0.01, 1),
+        (1.0, 4),
+    ],
+)
 def test_a_share_of_training_rows_is_reconstructed_as_if_they_were_alone(share, num_rows):
     task = masked_signal(tiny_config(task={"mim_share": share}))
     all_rows = masked_signal(tiny_config())

@@ -86,7 +86,10 @@ def test_evaluation_depends_neither_on_batch_size_nor_on_order(joint):
         "mim_mse_mean_baseline",
         "mim_mse_image_mean",
     }
-    for size, order in ((1, range(10)), (4, [3, 9, 0, 1, 7, 5, 2, 8, 6, 4])):
+    for size, order in (
+        (1, range(10)),
+        (4, [3, 9, 0, 1, 7, 5, 2, 8, 6, 4]),
+    ):
         again = evaluator.evaluate(eval_batches(task.config, size, order))
         assert again == pytest.approx(numbers, rel=1e-5)
         assert certainty_of(again) == pytest.approx(certainty_of(numbers), rel=1e-5, abs=1e-9)
@@ -141,7 +144,13 @@ def test_evaluation_numbers_equal_a_slow_loop(normalize):
     assert numbers == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(("loss", "module"), [("mim", "pixel_decoder"), ("mlm", "token_head")])
+@pytest.mark.parametrize(
+    ("loss", "module"),
+    [
+        ("mim", "pixel_decoder"),
+        ("mlm", "token_head"),
+    ],
+)
 def test_weight_zero_leaves_the_pass_and_its_module_out(loss, module):
     task = eval_task(**{f"{loss}_weight": 0.0})
     assert not hasattr(task, module)
@@ -179,7 +188,11 @@ def slow_guesses(
 
 def test_visible_means_are_on_the_device_of_the_patches():
     """The default device is another one here, and tensors of two devices do not mix."""
-    inputs = (torch.randn(1, 4, 3), torch.tensor([[0, 3]]), torch.tensor([[1, 2]]))
+    inputs = (
+        torch.randn(1, 4, 3),
+        torch.tensor([[0, 3]]),
+        torch.tensor([[1, 2]]),
+    )
     expected = visible_means(*inputs)
     with torch.device("meta"):
         means = visible_means(*inputs)
@@ -245,7 +258,20 @@ def test_masked_rows_of_an_image_are_one_group_and_are_compared_with_the_wrong_p
 def test_a_row_may_come_in_several_batches():
     sums = Sums()
     for values in ([1.0, 0.0], [0.0, 1.0]):
-        sums.add("mlm_acc", ["a", "b", "c"], torch.tensor([0, 1]), torch.tensor(values))
-        sums.add("mlm_acc", ["b"], torch.tensor([0]), torch.tensor([1.0]))
+        sums.add(
+            "mlm_acc",
+            ["a", "b", "c"],
+            torch.tensor([0, 1]),
+            torch.tensor(values),
+        )
+        sums.add(
+            "mlm_acc",
+            ["b"],
+            torch.tensor([0]),
+            torch.tensor([1.0]),
+        )
     sums_of_rows = {name: row.tolist() for name, row in sums.by_row("mlm_acc").items()}
-    assert sums_of_rows == {"a": [1, 2], "b": [3, 4]}
+    assert sums_of_rows == {
+        "a": [1, 2],
+        "b": [3, 4],
+    }

@@ -47,7 +47,11 @@ def matching_only(**task: Any) -> RetrievalConfig:
 
 
 def build(section: Any) -> Any:
-    config = tiny_config(task=section, model={"balance_weight": 0.0}, train={"batch_size": 6})
+    config = tiny_config(
+        task=section,
+        model={"balance_weight": 0.0},
+        train={"batch_size": 6},
+    )
     return tiny_tasks.build(config)
 
 
@@ -112,7 +116,11 @@ def test_texts_of_one_image_leave_nothing_to_rank():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "options", [{}, {"itm_loss": "ranking", "ranking_candidates": 3, "dedup_captions": True}]
+    "options",
+    [
+        {},
+        {"itm_loss": "ranking", "ranking_candidates": 3, "dedup_captions": True},
+    ],
 )
 def test_a_search_by_matching_only_scores_every_pair_once(options, monkeypatch, capsys):
     task = build(matching_only(**options))
@@ -137,7 +145,12 @@ def test_a_search_by_matching_only_scores_every_pair_once(options, monkeypatch, 
 @torch.no_grad()
 def test_hard_false_captions_are_scored_with_the_image_and_with_a_wrong_one():
     task = build(matching_only())
-    source = PhantomPairs(split="test", image_size=64, num_rows=8, seed=2)
+    source = PhantomPairs(
+        split="test",
+        image_size=64,
+        num_rows=8,
+        seed=2,
+    )
     dataset = SearchSet([source], task.config, TOKENIZER)
     with counted_rows(task, "contrast.match_head") as num_rows:
         numbers = numbers_of(task, dataset, 7)

@@ -19,7 +19,12 @@ from helpers.tiny_tasks import build, rows_of, train_set
 
 
 def contrast_task(**options: Any) -> Any:
-    section = RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8, **options)
+    section = RetrievalConfig(
+        itm_weight=0.0,
+        rerank=0,
+        projection_dim=8,
+        **options,
+    )
     return build(tiny_config(task=section, model={"balance_weight": 0.0})).train()
 
 
@@ -93,7 +98,14 @@ def gradients_of_second_step(num_micro_batches: int) -> dict[str, Tensor]:
     for rows in (torch.arange(12), torch.arange(8, 20)):
         task.zero_grad()
         parts = rows.chunk(num_micro_batches)
-        batches = [batch_of(task, part.tolist(), {19: 8, 13: 12}) for part in parts]
+        batches = [
+            batch_of(
+                task,
+                part.tolist(),
+                {19: 8, 13: 12},
+            )
+            for part in parts
+        ]
         for batch in task.before_step(batches):
             (task(batch).loss / num_micro_batches).backward()
         task.after_step(1.0)
@@ -110,7 +122,11 @@ def test_accumulation_changes_nothing():
 
 def test_a_memory_that_has_begun_continues_when_steps_are_added():
     memory = CrossBatchMemory(1)
-    steps = ((0.1, {}), (0.3, {"keys": [[1.0], [1.0]]}), (0.05, {"keys": [[2.0], [2.0]]}))
+    steps = (
+        (0.1, {}),
+        (0.3, {"keys": [[1.0], [1.0]]}),
+        (0.05, {"keys": [[2.0], [2.0]]}),
+    )
     for value, (progress, expected) in enumerate(steps):  # ten times as many steps at the end
         memory.present = {"keys": torch.full((2, 1), float(value))}
         memory.add_step(progress)

@@ -24,7 +24,12 @@ def nlvr2_task(name: str = "nlvr2") -> NLVR2:
     return task
 
 
-def slow_logits(task: Any, left: Tensor, right: Tensor, ids: Tensor) -> list[float]:
+def slow_logits(
+    task: Any,
+    left: Tensor,
+    right: Tensor,
+    ids: Tensor,
+) -> list[float]:
     """Return the logits of one statement, no and yes."""
     states = []
     for pixels in (left, right):
@@ -69,7 +74,11 @@ def test_both_images_and_their_sides_matter(name):
     left = batch.images_BCHW
     right = batch.right_BCHW
     logits = task.predict(batch)[0]
-    for images in ((right, left), (left, left), (right, right)):
+    for images in (
+        (right, left),
+        (left, left),
+        (right, right),
+    ):
         changed = replace(batch, images_BCHW=images[0], right_BCHW=images[1])
         assert ((task.predict(changed)[0] - logits).abs().amax(1) > 1e-3).all()
 

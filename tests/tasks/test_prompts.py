@@ -12,7 +12,10 @@ from eve_vl.utils.errors import UserError
 
 
 def test_parts_are_combined_and_texts_taken_as_they_are():
-    parts = {"severity": ["", "mild"], "what": ["edema", "congestion"]}
+    parts = {
+        "severity": ["", "mild"],
+        "what": ["edema", "congestion"],
+    }
     prompts, _ = read_prompts({"edema": parts, "other": [" a  nodule "]})
     assert prompts["edema"] == ("edema", "congestion", "mild edema", "mild congestion")
     assert prompts["other"] == ("a nodule",)

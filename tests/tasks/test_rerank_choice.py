@@ -66,7 +66,12 @@ HEADS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "noisy": lambda is_true, similarity, noise: 2 * is_true + noise,
 }
 """Scores of matching heads."""
-BEST_K = {"oracle": 16, "bad": 0, "slight": 0, "near": 4}
+BEST_K = {
+    "oracle": 16,
+    "bad": 0,
+    "slight": 0,
+    "near": 4,
+}
 NUMS_OF_CANDIDATES = (16, 8, 4, 2)
 
 
@@ -78,7 +83,12 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
     score = HEADS[head](torch.eye(NUM), similarity, torch.randn(NUM, NUM))
     num_calls = 0
 
-    def match_scores(_task: Any, _gallery: Any, images: Tensor, texts: Tensor) -> Tensor:
+    def match_scores(
+        _task: Any,
+        _gallery: Any,
+        images: Tensor,
+        texts: Tensor,
+    ) -> Tensor:
         nonlocal num_calls
         num_calls += 1
         return score[images, texts]
@@ -112,7 +122,13 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
     assert hits_of(result.ranks_T) == hits_of(forced.ranks_T)
 
 
-@pytest.mark.parametrize(("best_k", "choice"), [(4, "the best 4 ("), (0, "none")])
+@pytest.mark.parametrize(
+    ("best_k", "choice"),
+    [
+        (4, "the best 4 ("),
+        (0, "none"),
+    ],
+)
 def test_the_choice_becomes_a_setting_and_a_sentence(best_k, choice):
     task = retrieval(rerank=16)
     evaluator = evaluator_of(task)

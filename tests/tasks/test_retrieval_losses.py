@@ -36,7 +36,13 @@ WRONG_TEXTS = [4, 2, 5, 1, 0, 3]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("merge", "pooling"), [(False, "cls"), (True, "mean")])
+@pytest.mark.parametrize(
+    ("merge", "pooling"),
+    [
+        (False, "cls"),
+        (True, "mean"),
+    ],
+)
 def test_losses_equal_loops_over_queries_and_pairs(merge, pooling, monkeypatch):
     task = retrieval(
         itc_weight=0.7, itm_weight=0.3, projection_dim=8, dedup_captions=merge, pooling=pooling
@@ -99,7 +105,12 @@ def test_without_matching_there_is_no_head_and_no_fusion_pass(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("start", "end"), [(-0.1, MIN_TEMPERATURE), (0.2, 0.2), (3.0, MAX_TEMPERATURE)]
+    ("start", "end"),
+    [
+        (-0.1, MIN_TEMPERATURE),
+        (0.2, 0.2),
+        (3.0, MAX_TEMPERATURE),
+    ],
 )
 def test_temperature_stays_within_bounds_and_learns(start, end):
     task = retrieval()
@@ -113,7 +124,14 @@ def test_temperature_stays_within_bounds_and_learns(start, end):
     assert temperature.grad is not None
 
 
-@pytest.mark.parametrize(("temperature", "is_reset"), [(0.002, True), (0.07, False), (0.4, False)])
+@pytest.mark.parametrize(
+    ("temperature", "is_reset"),
+    [
+        (0.002, True),
+        (0.07, False),
+        (0.4, False),
+    ],
+)
 def test_temperature_is_reset_if_the_loss_is_above_that_of_a_guess(temperature, is_reset):
     """The temperature of another run may be too low."""
     task = retrieval()

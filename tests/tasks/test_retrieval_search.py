@@ -65,7 +65,12 @@ def test_reranking_scores_no_pair_and_embeds_no_side_twice(monkeypatch):
     pairs: list[tuple[int, str]] = []
     match_scores = reranking.match_scores
 
-    def watched(task: Any, gallery: Gallery, images: Tensor, texts: Tensor) -> Tensor:
+    def watched(
+        task: Any,
+        gallery: Gallery,
+        images: Tensor,
+        texts: Tensor,
+    ) -> Tensor:
         for image, text in zip(images.tolist(), texts.tolist(), strict=True):
             pairs.append((image, dataset.texts[text]))
         return match_scores(task, gallery, images, texts)

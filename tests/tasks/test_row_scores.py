@@ -21,7 +21,12 @@ def dataset_of(task: Any, source: Any) -> Any:
 
 
 def evaluate(task: Any, source: Any) -> Any:
-    loader = eval_loader(dataset_of(task, source), batch_size=5, rank=0, world=1)
+    loader = eval_loader(
+        dataset_of(task, source),
+        batch_size=5,
+        rank=0,
+        world=1,
+    )
     with evaluation_batches(task, loader, CPU, torch.float32) as batches:
         return evaluator_of(task).evaluate_with_rows(batches)
 
@@ -48,7 +53,12 @@ def test_scores_to_choose_a_step_by_have_r_mean_as_their_mean():
     for row, pair in enumerate(pairs(9)):
         captions = ("a red circle", f"number {row}")[: 1 + row % 2]
         rows.append(replace(pair, captions=captions))
-    loader = eval_loader(dataset_of(task, ListSource(rows)), batch_size=4, rank=0, world=1)
+    loader = eval_loader(
+        dataset_of(task, ListSource(rows)),
+        batch_size=4,
+        rank=0,
+        world=1,
+    )
     with evaluation_batches(task, loader, CPU, torch.float32) as batches:
         numbers, scores = evaluator_of(task).validate(batches)
     assert len(scores) == 9 + 13

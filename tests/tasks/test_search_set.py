@@ -25,7 +25,11 @@ TOKENIZER = tiny_tokenizer()
 
 
 def captioned(color: str, *captions: str, where: str) -> ImageText:
-    return ImageText(image=ImageBytes(data=encoded_card(color)), captions=captions, where=where)
+    return ImageText(
+        image=ImageBytes(data=encoded_card(color)),
+        captions=captions,
+        where=where,
+    )
 
 
 FIRST = ListSource(
@@ -42,7 +46,12 @@ SECOND = ListSource(
         captioned("blue", "the sky", where="b:1"),
     ]
 )
-PLACES = [(FIRST, 0), (FIRST, 1), (FIRST, 3), (SECOND, 0)]
+PLACES = [
+    (FIRST, 0),
+    (FIRST, 1),
+    (FIRST, 3),
+    (SECOND, 0),
+]
 """Source and row of each image."""
 CAPTIONS = [
     ["a red card", "nothing but red", "the colour of blood", "a card"],
@@ -113,8 +122,19 @@ def test_a_caption_is_true_of_every_scene_that_it_fits(limit):
 
 def test_a_note_says_how_many_captions_of_people_are_searched():
     """Of generated ones, which are as many as one likes, it says nothing."""
-    sources = (FIRST, SECOND, ScenePairs(split="val", image_size=16, num_rows=5))
-    for limit, num, captions in ((1, 4, "caption"), (3, 10, "3 captions")):
+    sources = (
+        FIRST,
+        SECOND,
+        ScenePairs(
+            split="val",
+            image_size=16,
+            num_rows=5,
+        ),
+    )
+    for limit, num, captions in (
+        (1, 4, "caption"),
+        (3, 10, "3 captions"),
+    ):
         (note,) = search_set(*sources, captions_per_image=limit).notes()
         start = f"searches are among the first {captions} of each image, {num} of 11; eve evaluate"
         assert note.startswith(start)
@@ -132,8 +152,20 @@ def test_at_most_val_samples_rows_are_searched():
 # Batches
 
 
-def batches(dataset: SearchSet, size: int, rank: int = 0, world: int = 1) -> list[SearchBatch]:
-    return list(eval_loader(dataset, batch_size=size, rank=rank, world=world))
+def batches(
+    dataset: SearchSet,
+    size: int,
+    rank: int = 0,
+    world: int = 1,
+) -> list[SearchBatch]:
+    return list(
+        eval_loader(
+            dataset,
+            batch_size=size,
+            rank=rank,
+            world=world,
+        )
+    )
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -176,7 +208,14 @@ def test_unusable_rows_are_named():
 
 def test_candidate_images_are_not_augmented():
     *_, augmented = batches(search_set(pairs(3), augment="rand", flip=True), 8)
-    *_, plain = batches(search_set(pairs(3), crop_scale=(1.0, 1.0), flip=False), 8)
+    *_, plain = batches(
+        search_set(
+            pairs(3),
+            crop_scale=(1.0, 1.0),
+            flip=False,
+        ),
+        8,
+    )
     assert isinstance(augmented, SearchImages)
     assert isinstance(plain, SearchImages)
     assert torch.equal(augmented.images_BCHW, plain.images_BCHW)

@@ -135,7 +135,12 @@ def test_accuracy_is_compared_with_answers_without_the_image(monkeypatch):
     asked = [(row.question, row.answers) for row in source if row.answers]
     monkeypatch.setattr(vqa_evaluation, "training_questions", lambda _: asked)
     dataset = evaluator.dataset([source], task.config, TOKENIZER)
-    loader = eval_loader(dataset, batch_size=5, rank=0, world=1)
+    loader = eval_loader(
+        dataset,
+        batch_size=5,
+        rank=0,
+        world=1,
+    )
     with evaluation_batches(task, loader, CPU, torch.float32) as batches:
         result = evaluator.evaluate_with_rows(batches)
     numbers = result.numbers | evaluator.data_baselines(result.examples)

@@ -37,7 +37,14 @@ def labeled(labels: Sequence[tuple[str, ...]]) -> ListSource[Any]:
     rows = []
     for row, row_labels in enumerate(labels):
         image = ImagePixels(pixels=noise(row))
-        rows.append(LabeledExample(image=image, text=None, labels=row_labels, where=f"rows:{row}"))
+        rows.append(
+            LabeledExample(
+                image=image,
+                text=None,
+                labels=row_labels,
+                where=f"rows:{row}",
+            )
+        )
     return ListSource(rows)
 
 
@@ -56,7 +63,14 @@ def slow_class_scores(eve: Any, image: np.ndarray, by: str) -> list[float]:
     return class_scores
 
 
-@pytest.mark.parametrize(("has_contrast", "by"), [(True, "mean"), (True, "max"), (False, "mean")])
+@pytest.mark.parametrize(
+    ("has_contrast", "by"),
+    [
+        (True, "mean"),
+        (True, "max"),
+        (False, "mean"),
+    ],
+)
 def test_numbers_equal_a_loop_over_images_and_prompts(has_contrast, by):
     """Rows without labels are left out."""
     run = tiny_run("retrieval")
@@ -159,7 +173,10 @@ def test_runs_and_data_that_do_not_fit_are_refused(name, labels, problem):
 
 def test_on_the_command_line(tmp_path: Path, capsys):
     data = tmp_path / "data"
-    for name, color in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+    for name, color in (
+        ("red", (200, 0, 0)),
+        ("blue", (0, 0, 200)),
+    ):
         (data / name).mkdir(parents=True)
         for number in range(2):
             Image.new("RGB", (20 + number, 20), color).save(data / name / f"{number}.png")
@@ -177,7 +194,10 @@ def test_on_the_command_line(tmp_path: Path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[1] for line in lines} == {"red", "blue"}
 
-    for flags, problem in ((["--prompts", "none.json"], "none.json"), ([], "--prompts FILE")):
+    for flags, problem in (
+        (["--prompts", "none.json"], "none.json"),
+        ([], "--prompts FILE"),
+    ):
         with pytest.raises(SystemExit):
             main([*words, *flags])
         message = "".join(capsys.readouterr())

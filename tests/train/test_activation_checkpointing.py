@@ -54,7 +54,11 @@ def step(config: Config, train: TrainConfig) -> StepResult:
     for name, parameter in task.named_parameters():
         if parameter.grad is not None:
             gradients[name] = parameter.grad
-    terms = {"loss": output.loss.detach(), "after": after, **output.terms}
+    terms = {
+        "loss": output.loss.detach(),
+        "after": after,
+        **output.terms,
+    }
     return StepResult(terms, gradients, sum(bytes_by_storage.values()))
 
 

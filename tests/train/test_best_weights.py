@@ -115,14 +115,25 @@ def test_nan_alone_is_never_the_best(tmp_path: Path):
     """Older versions wrote it to best/."""
     assert choose(tmp_path, (NAN, NAN)).best is None
     assert not (tmp_path / "best").exists()
-    save_best(tmp_path, step=2, model={}, texts={}, numbers={"score": NAN})
+    save_best(
+        tmp_path,
+        step=2,
+        model={},
+        texts={},
+        numbers={"score": NAN},
+    )
     best = choose(tmp_path, (0.1, 0.05), first_step=4, rows={}).best
     assert best is not None
     assert best.numbers == {"score": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("later_scores", "expected_step"), [((0.45, 0.4), 4), ((0.5, 0.6), 8), ((0.7, 0.6), 6)]
+    ("later_scores", "expected_step"),
+    [
+        ((0.45, 0.4), 4),
+        ((0.5, 0.6), 8),
+        ((0.7, 0.6), 6),
+    ],
 )
 def test_resumed_choice_keeps_its_best_until_a_step_is_better(
     tmp_path: Path, later_scores, expected_step
@@ -141,14 +152,23 @@ def test_run_without_scores_per_row_writes_the_last_of_equal_highest_steps(tmp_p
     assert train(run, Guess(scored(0.2, 0.5, 0.5, 0.4))) == numbers
     assert torch.equal(weights(run / "best"), weights(step_folder(run, 6)))
     assert not torch.equal(weights(run / "best"), weights(step_folder(run, 4)))
-    assert read_best(run) == ValidatedStep(step=6, numbers=numbers, rows={})
+    assert read_best(run) == ValidatedStep(
+        step=6,
+        numbers=numbers,
+        rows={},
+    )
     assert {path.name for path in (run / "best").iterdir()} == {
         "config.json",
         "model.safetensors",
         "state.json",
         "tokenizer.json",
     }
-    assert validations(run) == {2: 0.2, 4: 0.5, 6: 0.5, 8: 0.4}
+    assert validations(run) == {
+        2: 0.2,
+        4: 0.5,
+        6: 0.5,
+        8: 0.4,
+    }
     assert not list(run.glob(".*"))
     assert chosen_checkpoint(run) == run / "best"
     assert chosen_checkpoint(run / "best") == run / "best"
@@ -157,7 +177,11 @@ def test_run_without_scores_per_row_writes_the_last_of_equal_highest_steps(tmp_p
 
 def test_run_without_a_main_metric_is_its_newest_checkpoint(tmp_path: Path):
     run = tmp_path / "run"
-    train(run, Guess(scored(0.5, 0.4), main_metric=None), replace(CONFIG, steps=4))
+    train(
+        run,
+        Guess(scored(0.5, 0.4), main_metric=None),
+        replace(CONFIG, steps=4),
+    )
     assert not (run / "best").exists()
     assert chosen_checkpoint(run) == step_folder(run, 4)
 
@@ -181,10 +205,21 @@ def test_best_later_than_the_resumed_checkpoint_is_chosen_again(tmp_path: Path):
     best = read_best(run)
     assert best is not None
     assert best.step == 4
-    assert validations(run) == {2: 0.2, 4: 0.3, 6: 0.25, 8: 0.1}
+    assert validations(run) == {
+        2: 0.2,
+        4: 0.3,
+        6: 0.25,
+        8: 0.1,
+    }
 
 
-@pytest.mark.parametrize("lost", [(), (8, 6)])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        (),
+        (8, 6),
+    ],
+)
 def test_run_killed_in_its_last_validation_repeats_it_and_makes_the_same_choice(
     tmp_path: Path, lost: tuple[int, ...]
 ):

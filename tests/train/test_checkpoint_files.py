@@ -42,7 +42,13 @@ class TiedModel(nn.Module):
 
 def save(run: Path, model: nn.Module, **further: Tensor) -> Path:
     weights = model.state_dict() | further
-    return save_best(run, step=3, model=weights, texts={"config.json": "{}"}, numbers={})
+    return save_best(
+        run,
+        step=3,
+        model=weights,
+        texts={"config.json": "{}"},
+        numbers={},
+    )
 
 
 def trained_parameters(model: nn.Module) -> dict[str, bool]:
@@ -67,8 +73,17 @@ def test_loaded_model_has_the_saved_weights_and_ties(tmp_path: Path, device):
 
 def test_model_on_the_meta_device_takes_aligned_copies_in_its_types(tmp_path: Path):
     """Products of unaligned matrices differ in the last bit."""
-    weights = {"weight": torch.randn(3, 5).half(), "bias": torch.randn(3)}
-    folder = save_best(tmp_path, step=1, model=weights, texts={}, numbers={})
+    weights = {
+        "weight": torch.randn(3, 5).half(),
+        "bias": torch.randn(3),
+    }
+    folder = save_best(
+        tmp_path,
+        step=1,
+        model=weights,
+        texts={},
+        numbers={},
+    )
     with torch.device("meta"):
         model = nn.Linear(5, 3)
     load_model(folder, model)
@@ -89,7 +104,13 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path: Path):
         load_model(folder, nn.Linear(4, 2))
     assert str(error.value) == f"{path}: does not fit the model: {listed}; {misshapen}"
 
-    folder = save(tmp_path, nn.Linear(3, 2), **unknown, extra4=torch.ones(1), last=torch.ones(1))
+    folder = save(
+        tmp_path,
+        nn.Linear(3, 2),
+        **unknown,
+        extra4=torch.ones(1),
+        last=torch.ones(1),
+    )
     with pytest.raises(UserError, match=r"extra4 is unknown and 2 more$"):
         load_model(folder, nn.Linear(4, 2))
 

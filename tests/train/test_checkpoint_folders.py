@@ -97,5 +97,9 @@ def test_crash_while_best_is_replaced_keeps_the_one_before(tmp_path: Path, monke
     assert not (run / "best").exists()
     assert chosen_checkpoint(run) == run / "best"
     numbers = {"score": 0.5, "other": 5.0}
-    assert read_best(run) == ValidatedStep(step=4, numbers=numbers, rows={})
+    assert read_best(run) == ValidatedStep(
+        step=4,
+        numbers=numbers,
+        rows={},
+    )
     assert torch.equal(weights(run / "best"), weights(step_folder(run, 4)))

@@ -30,14 +30,22 @@ TASKS: dict[str, TaskConfig] = {
 @pytest.fixture
 def group_of_one() -> Iterator[None]:
     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo",
+        store=store,
+        rank=0,
+        world_size=1,
+    )
     yield
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
     ("name", "device_id", "backend"),
-    [("cpu", None, "gloo"), ("cuda:1", torch.device("cuda:1"), "cpu:gloo,cuda:nccl")],
+    [
+        ("cpu", None, "gloo"),
+        ("cuda:1", torch.device("cuda:1"), "cpu:gloo,cuda:nccl"),
+    ],
 )
 def test_group_has_a_time_limit_and_the_gpu_of_its_process(name, device_id, backend, monkeypatch):
     calls = []
@@ -49,7 +57,12 @@ def test_group_has_a_time_limit_and_the_gpu_of_its_process(name, device_id, back
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     processes.setup(torch.device(name))
-    assert calls == [((backend,), {"timeout": timedelta(minutes=30), "device_id": device_id})]
+    assert calls == [
+        (
+            (backend,),
+            {"timeout": timedelta(minutes=30), "device_id": device_id},
+        )
+    ]
 
 
 @pytest.mark.parametrize("may_be_unused", [True, False])

@@ -92,7 +92,13 @@ class Watch(TorchDispatchMode):
             frame = frame.f_back
         raise AssertionError("no function of the package waits")
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
         if waits(func, args, kwargs or {}):
             self.note()
         return func(*args, **(kwargs or {}))
@@ -116,7 +122,11 @@ def watch(monkeypatch) -> Watch:
 
 # Steps
 
-DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}
+DECODER: dict[str, Any] = {
+    "decoder_depth": 1,
+    "decoder_dim": 16,
+    "decoder_num_heads": 2,
+}
 TASKS: dict[str, TaskConfig] = {
     "masked signal": MaskedSignalConfig(mask_replace_prob=0.5, **DECODER),
     "contrast and matching": ContrastMatchConfig(**DECODER),
@@ -126,14 +136,25 @@ TASKS: dict[str, TaskConfig] = {
 }
 DENSE = {"deep_ffn": "shared", "shallow_ffn": "shared"}
 CONV = {"stem": "conv", "deep_ffn": "modality"}
-RANKING = RetrievalConfig(itc_weight=0.0, itm_loss="ranking", ranking_candidates=2, rerank=0)
+RANKING = RetrievalConfig(
+    itc_weight=0.0,
+    itm_loss="ranking",
+    ranking_candidates=2,
+    rerank=0,
+)
 RANDOM_HALF = ContrastMatchConfig(
     mim_weight=1.0, itc_weight=0.0, itm_negatives="random_half", **DECODER
 )
 SPREAD = ContrastMatchConfig(
     mlm_weight=0.0, itm_weight=0.0, itc_masked_image=True, svd_form="sigma1"
 )
-TOWERS = DualEncoderConfig(embed_dim=16, num_heads=2, mlp_ratio=2.0, image_depth=2, text_depth=1)
+TOWERS = DualEncoderConfig(
+    embed_dim=16,
+    num_heads=2,
+    mlp_ratio=2.0,
+    image_depth=2,
+    text_depth=1,
+)
 
 
 def all_runs() -> dict[str, Config]:
@@ -196,7 +217,12 @@ def test_experts_wait_in_float32_on_a_gpu(watch: Watch, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("name", ["masked signal", "conv"])
-def test_attention_by_lengths_waits_for_nothing(name, watch: Watch, tmp_path: Path, monkeypatch):
+def test_attention_by_lengths_waits_for_nothing(
+    name,
+    watch: Watch,
+    tmp_path: Path,
+    monkeypatch,
+):
     def can_on_cuda(_: Any, rows: Any, __: Any) -> bool:
         return rows.is_padding_BN is not None
 

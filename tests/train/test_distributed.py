@@ -100,7 +100,10 @@ def test_processes_and_their_checkpoint_have_the_same_weights(folder: Path):
 
 
 def test_many_small_updates_of_running_averages_give_the_true_mean(folder: Path):
-    expected = {"mean": torch.tensor([5.0]), "var": torch.tensor([2.0])}
+    expected = {
+        "mean": torch.tensor([5.0]),
+        "var": torch.tensor([2.0]),
+    }
     for rank in RANKS:
         averages = load_file(folder / f"updates_{rank}.safetensors")
         torch.testing.assert_close(averages, expected, rtol=1e-5, atol=0)
@@ -154,7 +157,10 @@ def whole_batch_contrast() -> dict[str, Tensor]:
     loss = (text_loss + image_loss) / 2
     gradients = torch.autograd.grad(loss, (temperature, image_BD, text_BD))
     names = ("temperature", "image", "text")
-    return {"loss": loss.detach(), **dict(zip(names, gradients, strict=True))}
+    return {
+        "loss": loss.detach(),
+        **dict(zip(names, gradients, strict=True)),
+    }
 
 
 def test_contrast_of_two_processes_is_that_of_the_whole_batch(results):

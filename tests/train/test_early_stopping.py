@@ -37,7 +37,12 @@ def test_training_stalls_after_two_validations_without_a_better_score(scores, nu
 
 def test_more_patience_continues_a_stopped_run_and_more_steps_do_not(tmp_path: Path, capsys):
     run = tmp_path / "run"
-    config = replace(CONFIG, steps=12, save_every=5, patience=2)
+    config = replace(
+        CONFIG,
+        steps=12,
+        save_every=5,
+        patience=2,
+    )
     assert train(run, Guess(scored(0.3, 0.2, 0.1)), config)["score"] == 0.3
     assert list(validations(run)) == [2, 4, 6]
     assert step_folder(run, 6).is_dir()

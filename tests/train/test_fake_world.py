@@ -24,7 +24,11 @@ def test_no_process_has_more_than_its_share(per_machine: int):
     """Shards of 32 experts over 64 processes would be padded to 64 experts."""
     config = get_recipe("base")
     config = replace(config, model=replace(config.model, depth=2, num_deep_blocks=1))
-    layout = Layout(gpus=per_machine, machines=SIZE // per_machine, shards=True)
+    layout = Layout(
+        gpus=per_machine,
+        machines=SIZE // per_machine,
+        shards=True,
+    )
     with world(0, SIZE, per_machine), sharded(config) as task:
         share = sum(parameter.numel() for parameter in task.parameters()) / per_machine
         num_local = sum(local_shard(parameter).numel() for parameter in task.parameters())
@@ -46,10 +50,19 @@ def test_all_ranks_make_the_same_exchanges():
     config = get_recipe("demo")  # with block_muon
     config = replace(
         config,
-        model=replace(config.model, num_experts=32, depth=2, num_deep_blocks=1),
+        model=replace(
+            config.model,
+            num_experts=32,
+            depth=2,
+            num_deep_blocks=1,
+        ),
         train=replace(config.train, batch_size=4, dtype="float32"),
     )
-    layout = Layout(gpus=8, machines=SIZE // 8, shards=True)
+    layout = Layout(
+        gpus=8,
+        machines=SIZE // 8,
+        shards=True,
+    )
     exchanges_by_rank = {}
     for rank in (0, SIZE - 1):
         with world(rank, SIZE, 8), sharded(config) as task:
@@ -80,7 +93,11 @@ def test_tall_matrices_that_no_axis_divides():
     with world(0, 8, 8):
         mesh = shard._mesh(CPU)
         part = whole.chunk(8)[0].contiguous()
-        form = {"shape": whole.shape, "stride": whole.stride(), "run_check": False}
+        form = {
+            "shape": whole.shape,
+            "stride": whole.stride(),
+            "run_check": False,
+        }
         weight = DTensor.from_local(part, mesh, [Shard(0)] * mesh.ndim, **form)
         assert len(orthogonalized(weight, part, (30, 6))) == part.numel()
 

@@ -52,8 +52,18 @@ def fit(run: Path, config: TrainConfig) -> nn.Module:
 
     trainer = Trainer(config, run, task, evaluator_of(task), device=CPU, texts={})
     trainer.resume()
-    val_loader = eval_loader(eval_set(TASK), batch_size=23, rank=0, world=1)
-    bad_samples = BadSamples(run, num_rows=8, max_share=1, writes=True)
+    val_loader = eval_loader(
+        eval_set(TASK),
+        batch_size=23,
+        rank=0,
+        world=1,
+    )
+    bad_samples = BadSamples(
+        run,
+        num_rows=8,
+        max_share=1,
+        writes=True,
+    )
     trainer.fit(batches(trainer.step), val_loader, bad_samples)
     return task
 
@@ -91,7 +101,13 @@ def test_resumed_run_with_frozen_parameters_equals_uninterrupted_run(tmp_path: P
     assert list(tensor_differences(step_folder(run, 4), uninterrupted)) == []
 
 
-@pytest.mark.parametrize(("pattern", "moves"), [("encoder.*", True), ("*.classify.*", False)])
+@pytest.mark.parametrize(
+    ("pattern", "moves"),
+    [
+        ("encoder.*", True),
+        ("*.classify.*", False),
+    ],
+)
 def test_running_averages_freeze_with_their_head(tmp_path: Path, pattern, moves):
     task = fit(tmp_path / "run", replace(CONFIG, freeze=(pattern,)))
     assert bool(task.get_buffer("compare_head.norm.running_mean").any()) == moves

@@ -43,7 +43,14 @@ def test_scales_are_rounded_only_where_factors_multiply():
     third = 1 / 3
     config = replace(CONFIG, head_lr_multiplier=third)
     assert lr_scales(["a", "b"], config, {"a"}) == {"a": third, "b": 1.0}
-    config = replace(CONFIG, head_lr_multiplier=0.1, lr_multipliers=(("a*", 3.0), ("b", 0.3)))
+    config = replace(
+        CONFIG,
+        head_lr_multiplier=0.1,
+        lr_multipliers=(
+            ("a*", 3.0),
+            ("b", 0.3),
+        ),
+    )
     assert lr_scales(["a1", "b"], config, {"a1"}) == {"a1": 0.3, "b": 0.3}
 
 
@@ -53,7 +60,11 @@ def parameter_names() -> list[str]:
 
 
 def test_factors_of_all_matching_patterns_multiply():
-    patterns = (("encoder.*", 0.5), ("encoder.text.*", 0.1), ("*.bias", 2.0))
+    patterns = (
+        ("encoder.*", 0.5),
+        ("encoder.text.*", 0.1),
+        ("*.bias", 2.0),
+    )
     config = replace(CONFIG, lr_multipliers=patterns, head_lr_multiplier=10.0)
     scales = lr_scales(parameter_names(), config, new=("token_head.fc1.bias",))
     assert scales["encoder.image.cls"] == 0.5

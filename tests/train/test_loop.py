@@ -41,7 +41,12 @@ def interrupted(step: int) -> Iterator[Numbers]:
 
 def test_restart_before_the_first_checkpoint_begins_a_new_log(tmp_path: Path):
     run = tmp_path / "run"
-    config = replace(CONFIG, log_every=1, save_every=8, val_every=8)
+    config = replace(
+        CONFIG,
+        log_every=1,
+        save_every=8,
+        val_every=8,
+    )
     notes = ["random weights"]
     trainer = trainer_of(run, Guess(SCORES), config, notes=notes)
     with pytest.raises(KeyboardInterrupt):
@@ -132,7 +137,13 @@ def test_before_step_sees_all_micro_batches_of_a_step(tmp_path: Path):
     task = RowCountingGuess(SCORES)
     gradients: list[Tensor] = []
     task.weight.register_hook(gradients.append)
-    config = replace(CONFIG, steps=1, batch_size=2, accumulation=2, log_every=1)
+    config = replace(
+        CONFIG,
+        steps=1,
+        batch_size=2,
+        accumulation=2,
+        log_every=1,
+    )
     trainer = trainer_of(run, task, config)
     batches = iter([CountedRows(num_rows=1), CountedRows(num_rows=3)])
     trainer.fit(batches, [], no_bad_samples(run))
@@ -167,8 +178,18 @@ def test_new_parameters_train_with_the_learning_rate_of_heads(tmp_path: Path):
     )
     task = TwoNumbers()
     train(tmp_path / "run", task, config, new={"head"})
-    torch.testing.assert_close(task.weight.detach(), torch.full((3,), 0.01), rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(task.head.detach(), torch.full((3,), 0.05), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        task.weight.detach(),
+        torch.full((3,), 0.01),
+        rtol=1e-3,
+        atol=1e-6,
+    )
+    torch.testing.assert_close(
+        task.head.detach(),
+        torch.full((3,), 0.05),
+        rtol=1e-3,
+        atol=1e-6,
+    )
 
 
 def test_a_caller_can_set_an_earlier_last_step_while_training(tmp_path: Path):
@@ -181,6 +202,14 @@ def test_a_caller_can_set_an_earlier_last_step_while_training(tmp_path: Path):
     trainer.fit(endless(), [], no_bad_samples(run))
     rows = read_log(run)
     rates = [row["lr"] / config.lr for row in rows if row["kind"] == "train"]
-    assert rates == pytest.approx([8 / 8, 7 / 8, 6 / 8, 2 / 5, 1 / 5])
+    assert rates == pytest.approx(
+        [
+            8 / 8,
+            7 / 8,
+            6 / 8,
+            2 / 5,
+            1 / 5,
+        ]
+    )
     assert [row["step"] for row in rows if row["kind"] == "val"] == [5]
     assert step_folder(run, 5).is_dir()

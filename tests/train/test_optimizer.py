@@ -14,7 +14,13 @@ from eve_vl.train.muon import Muon, orthogonalize
 from eve_vl.train.optimizer import build_optimizer, initial_state, optimizer_tensors
 from eve_vl.train.parameter_groups import muon_parts
 
-CONFIG = TrainConfig(steps=10, lr=1.0, warmup=0.2, betas=(0.8, 0.9), weight_decay=0.1)
+CONFIG = TrainConfig(
+    steps=10,
+    lr=1.0,
+    warmup=0.2,
+    betas=(0.8, 0.9),
+    weight_decay=0.1,
+)
 MUON = replace(CONFIG, optimizer="muon")
 
 
@@ -77,7 +83,13 @@ def parts_of(tensors: dict[str, Tensor], rows_of_large: int) -> Iterator[Tensor]
             yield part.detach().clone()
 
 
-@pytest.mark.parametrize(("optimizer", "rows"), [("muon", 128), ("block_muon", 64)])
+@pytest.mark.parametrize(
+    ("optimizer", "rows"),
+    [
+        ("muon", 128),
+        ("block_muon", 64),
+    ],
+)
 def test_muon_equals_torchs_on_every_part_of_a_matrix(optimizer, rows):
     torch.manual_seed(0)
     matrices = {name: nn.Parameter(torch.randn(shape)) for name, (shape, _) in SHAPES.items()}
@@ -92,7 +104,12 @@ def test_muon_equals_torchs_on_every_part_of_a_matrix(optimizer, rows):
     torch_muon = torch.optim.Muon(
         torch_parts, lr=1.0, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
-    torch_adamw = torch.optim.AdamW([torch_bias], lr=1.0, betas=(0.8, 0.9), weight_decay=0.0)
+    torch_adamw = torch.optim.AdamW(
+        [torch_bias],
+        lr=1.0,
+        betas=(0.8, 0.9),
+        weight_decay=0.0,
+    )
     for step in range(4):
         gradients = {name: torch.randn_like(matrix) for name, matrix in matrices.items()}
         for name, matrix in matrices.items():
@@ -138,7 +155,14 @@ def test_products_of_muon_have_the_given_type(monkeypatch, dtype):
     assert dtypes == [dtype]
 
 
-@pytest.mark.parametrize("shape", [(2, 6, 3), (2, 3, 6), (1, 4, 4)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 6, 3),
+        (2, 3, 6),
+        (1, 4, 4),
+    ],
+)
 def test_orthogonalized_matrix_has_singular_values_near_1_and_the_same_vectors(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     result = orthogonalize(x)
@@ -178,7 +202,12 @@ def test_initial_state_is_what_the_optimiser_starts_from(name):
 
 def test_optimizer_tensors_name_each_parameter_that_trains_before_any_step():
     block = nn.Linear(2, 3)
-    model = nn.ModuleDict({"blocks": nn.ModuleList([block]), "head": nn.Linear(3, 1)})
+    model = nn.ModuleDict(
+        {
+            "blocks": nn.ModuleList([block]),
+            "head": nn.Linear(3, 1),
+        }
+    )
     model["head"].requires_grad_(False)
     optimizer = build_optimizer(model.named_parameters(), MUON)
     before = optimizer_tensors(model, optimizer)

@@ -42,7 +42,13 @@ def test_weight_decay_spares_biases_norms_and_vectors(parameters):
     assert not any(name.endswith(spared) for name in decayed)
 
 
-@pytest.mark.parametrize(("new_prefix", "num_groups"), [("token_head", 4), ("nothing", 2)])
+@pytest.mark.parametrize(
+    ("new_prefix", "num_groups"),
+    [
+        ("token_head", 4),
+        ("nothing", 2),
+    ],
+)
 def test_each_parameter_is_in_the_group_of_its_options(parameters, new_prefix, num_groups):
     new = {name for name in parameters if name.startswith(new_prefix)}
     names = {parameter: name for name, parameter in parameters.items()}

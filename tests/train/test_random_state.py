@@ -10,7 +10,12 @@ from eve_vl.train.random_state import get_rng_state, set_rng_state
 
 
 def draw() -> list[float]:
-    return [torch.rand(1).item(), np.random.rand(), random.random(), random.gauss(0, 1)]
+    return [
+        torch.rand(1).item(),
+        np.random.rand(),
+        random.random(),
+        random.gauss(0, 1),
+    ]
 
 
 @pytest.mark.parametrize("num_gauss", [0, 1])

@@ -10,7 +10,12 @@ from eve_vl.train.run_log import RunLog, read_log
 def test_a_note_is_logged_once_and_numbers_keep_their_intervals(tmp_path: Path, capfd):
     """Also if the run was killed between its note and the row of validation."""
     for _ in range(2):
-        log = RunLog(tmp_path, first_step=1, num_steps=1, enabled=True)
+        log = RunLog(
+            tmp_path,
+            first_step=1,
+            num_steps=1,
+            enabled=True,
+        )
         log.note(1, "better than chance")
         log.row("val", 1, {"acc": share(3, 4)})
         log.close()
@@ -52,7 +57,12 @@ def test_lines_of_another_form_are_left_out_of_a_log(tmp_path: Path):
     assert read_log(tmp_path) == good_rows * len(BAD_LINES)
 
 
-CERTAINTY = {"n": 2, "low": 0, "high": 1.0, "method": "wilson"}
+CERTAINTY = {
+    "n": 2,
+    "low": 0,
+    "high": 1.0,
+    "method": "wilson",
+}
 DAMAGED_CERTAINTIES = [
     3,
     {},
@@ -67,8 +77,18 @@ DAMAGED_CERTAINTIES = [
 
 def test_numbers_with_damaged_intervals_are_read_without_them(tmp_path: Path):
     value = {"kind": "val", "step": 2, "acc": 0.5}
-    damaged_fields = {"samples_per_second": "x", "core_seconds": [1], "lr": 10**30}
-    rows = [{**value, **damaged_fields, "certainty": {"acc": CERTAINTY}}]
+    damaged_fields = {
+        "samples_per_second": "x",
+        "core_seconds": [1],
+        "lr": 10**30,
+    }
+    rows = [
+        {
+            **value,
+            **damaged_fields,
+            "certainty": {"acc": CERTAINTY},
+        }
+    ]
     for certainty in DAMAGED_CERTAINTIES:
         rows.append(value | {"certainty": certainty})
     (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

@@ -8,7 +8,11 @@ from eve_vl.train.running_averages import running_averages, running_averages_res
 
 
 def test_running_averages_come_back_after_an_error():
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.LayerNorm(2))
+    model = nn.Sequential(
+        nn.Linear(2, 2),
+        nn.BatchNorm1d(2),
+        nn.LayerNorm(2),
+    )
     with pytest.raises(KeyError), running_averages_restored(model):
         model(torch.randn(8, 2))
         mean, _, num_batches = running_averages(model)

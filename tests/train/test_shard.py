@@ -54,7 +54,11 @@ def test_gradients_are_those_of_replicas(folder: Path, world: int, name: str):
     replicas = load_file(folder / f"{name} replicate {world}")
     shards = load_file(folder / f"{name} shard {world}")
     if world == 2 and name != "accumulated":  # two numbers have one sum; the norm adds more
-        assert_close({"norm": shards.pop("norm")}, {"norm": replicas.pop("norm")}, 1e-5)
+        assert_close(
+            {"norm": shards.pop("norm")},
+            {"norm": replicas.pop("norm")},
+            1e-5,
+        )
         assert_equal(shards, replicas)
         return
     assert shards.keys() == replicas.keys()
@@ -79,7 +83,13 @@ def test_a_run_in_shards_is_that_of_replicas(folder: Path, name: str):
         assert_close(weights(shards, steps), weights(replicas, steps), 1e-4)
 
     ignored = ("certainty", "text")
-    assert_close_logs(shards, replicas, rtol=1e-4, atol=1e-6, ignored=ignored)
+    assert_close_logs(
+        shards,
+        replicas,
+        rtol=1e-4,
+        atol=1e-6,
+        ignored=ignored,
+    )
     best = read_best(shards)
     expected_best = read_best(replicas)
     assert best is not None
@@ -96,10 +106,17 @@ def test_temperatures_are_bounded(folder: Path):
 
 @pytest.mark.parametrize(
     ("name", "kind", "tolerance"),
-    [("resumed", "muon", 1e-12), ("four", "adamw", 1e-4), ("one", "adamw", 1e-4)],
+    [
+        ("resumed", "muon", 1e-12),
+        ("four", "adamw", 1e-4),
+        ("one", "adamw", 1e-4),
+    ],
 )
 def test_a_run_resumes_in_other_numbers_of_processes(
-    folder: Path, name: str, kind: str, tolerance: float
+    folder: Path,
+    name: str,
+    kind: str,
+    tolerance: float,
 ):
     if name == "one":
         fit(RUNS[kind], folder / "one", "shard", folder / f"{kind}_shard")
@@ -109,7 +126,11 @@ def test_a_run_resumes_in_other_numbers_of_processes(
 
 @pytest.mark.parametrize(
     ("number", "problem"),
-    [(0, "numbers of passes"), (1, "numbers of passes"), (2, "model has none")],
+    [
+        (0, "numbers of passes"),
+        (1, "numbers of passes"),
+        (2, "model has none"),
+    ],
 )
 def test_tasks_that_would_wait_forever_or_have_no_blocks_are_refused(
     folder: Path, number: int, problem: str

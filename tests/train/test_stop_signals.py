@@ -57,13 +57,25 @@ def signalling(step: int, *signals: int) -> Iterator[Numbers]:
         yield batch
 
 
-def train_until_signals(run: Path, step: int, *signals: int, config=ONE_VALIDATION) -> None:
+def train_until_signals(
+    run: Path,
+    step: int,
+    *signals: int,
+    config=ONE_VALIDATION,
+) -> None:
     task = NoisyGuess()
     trainer = trainer_of(run, task, config)
     trainer.fit(signalling(step, *signals), [], no_bad_samples(run))
 
 
-@pytest.mark.parametrize(("number", "step", "log_every"), [(INT, 3, 4), (TERM, 6, 3), (HUP, 1, 8)])
+@pytest.mark.parametrize(
+    ("number", "step", "log_every"),
+    [
+        (INT, 3, 4),
+        (TERM, 6, 3),
+        (HUP, 1, 8),
+    ],
+)
 def test_stopped_and_resumed_run_equals_uninterrupted_run(tmp_path: Path, number, step, log_every):
     """Also if it stops in the middle of a log window."""
     config = replace(ONE_VALIDATION, log_every=log_every)
@@ -80,7 +92,14 @@ def test_stopped_and_resumed_run_equals_uninterrupted_run(tmp_path: Path, number
     assert_same_run(stopped, whole, step=8)
 
 
-@pytest.mark.parametrize("signals", [(INT, TERM), (INT, INT), (HUP, TERM, TERM, INT)])
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (INT, TERM),
+        (INT, INT),
+        (HUP, TERM, TERM, INT),
+    ],
+)
 def test_signals_at_the_same_time_ask_for_one_stop(tmp_path: Path, signals):
     """As a terminal and the parent process both send them."""
     run = tmp_path / "run"

@@ -48,7 +48,11 @@ def test_write_errors_of_saved_weights_are_one_line(tmp_path: Path, monkeypatch)
 
 def test_tensors_that_share_memory_are_written_separately(tmp_path: Path):
     shared = torch.arange(6.0)
-    tensors = {"a": shared, "b": shared, "c": shared[2:].view(2, 2).T}
+    tensors = {
+        "a": shared,
+        "b": shared,
+        "c": shared[2:].view(2, 2).T,
+    }
     write_tensors(tmp_path / "a", tensors, {"key": "value"})
     with safe_open(tmp_path / "a", "pt") as file:
         assert file.metadata() == {"key": "value"}

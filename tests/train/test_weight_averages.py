@@ -12,7 +12,14 @@ from eve_vl.utils.errors import UserError
 from helpers.number_task import CONFIG, Guess, Numbers, scored, step_folder, train
 from helpers.run_comparison import tensor_differences
 
-AVERAGED = replace(CONFIG, steps=12, val_every=4, save_every=4, ema_decay=0.7, lr=0.05)
+AVERAGED = replace(
+    CONFIG,
+    steps=12,
+    val_every=4,
+    save_every=4,
+    ema_decay=0.7,
+    lr=0.05,
+)
 
 
 class RecordingGuess(Guess):

@@ -49,7 +49,15 @@ def test_text_from_outside_cannot_steer_the_terminal(monkeypatch, capsys):
     assert out.splitlines() == [HARMLESS, "own line [b]", HARMLESS, HARMLESS]
     assert err == f"eve: {HARMLESS}\n"
     screen = io.StringIO()
-    monkeypatch.setattr(console, "CONSOLE", Console(file=screen, force_terminal=True, width=300))
+    monkeypatch.setattr(
+        console,
+        "CONSOLE",
+        Console(
+            file=screen,
+            force_terminal=True,
+            width=300,
+        ),
+    )
     monkeypatch.setattr(console, "SOON", -1)
     assert list(console.progress("ab", HOSTILE, 2)) == ["a", "b"]
     assert HARMLESS in screen.getvalue()
@@ -62,7 +70,11 @@ class Terminal(io.TextIOWrapper):
 
 @pytest.mark.parametrize(
     ("encoding", "kind"),
-    [("ascii", io.TextIOWrapper), ("latin-1", io.TextIOWrapper), ("utf-8", Terminal)],
+    [
+        ("ascii", io.TextIOWrapper),
+        ("latin-1", io.TextIOWrapper),
+        ("utf-8", Terminal),
+    ],
 )
 def test_help_and_errors_are_printed_in_any_encoding(monkeypatch, encoding, kind):
     """Help has dots, boxes and dashes; a mistake is the same plain line everywhere."""
@@ -84,7 +96,11 @@ def test_help_and_errors_are_printed_in_any_encoding(monkeypatch, encoding, kind
     dots = "…".encode(encoding, "backslashreplace").decode(encoding)
     assert run("--help")[0].startswith(f"usage: eve VERB {dots}\n")
     assert "--image" in run("search", "--help")[0]
-    for words in (("search", "--bogus"), ("search", "x", "--topp", "3"), ("completion", "fish")):
+    for words in (
+        ("search", "--bogus"),
+        ("search", "x", "--topp", "3"),
+        ("completion", "fish"),
+    ):
         expected = run(*words, encoding="utf-8", kind=io.TextIOWrapper)
         assert run(*words) == expected
         assert expected[1].removesuffix("\n").isprintable()
@@ -99,7 +115,13 @@ def test_closed_terminal_does_not_stop_a_run(monkeypatch):
     console.print_line("hello")
 
 
-@pytest.mark.parametrize(("total", "tail"), [(6, " of 6, about 12 s left"), (None, "")])
+@pytest.mark.parametrize(
+    ("total", "tail"),
+    [
+        (6, " of 6, about 12 s left"),
+        (None, ""),
+    ],
+)
 def test_slow_loop_prints_its_progress(monkeypatch, capsys, total, tail):
     """Each item takes 4 seconds of a made-up clock."""
     clock = [0.0]
@@ -114,14 +136,27 @@ def test_slow_loop_prints_its_progress(monkeypatch, capsys, total, tail):
 
 @pytest.mark.parametrize(
     ("count", "seconds", "is_shown"),
-    [(5000, 0, False), (60, 0.25, True), (3, 0.25, False), (4, 5, True)],
+    [
+        (5000, 0, False),
+        (60, 0.25, True),
+        (3, 0.25, False),
+        (4, 5, True),
+    ],
 )
 @pytest.mark.parametrize("is_total_known", [True, False])
 def test_slow_loop_on_a_terminal_shows_a_bar(monkeypatch, count, seconds, is_shown, is_total_known):
     """However few items there are; inside of another bar, as validation is."""
     screen = io.StringIO()
     clock = [0.0]
-    monkeypatch.setattr(console, "CONSOLE", Console(file=screen, force_terminal=True, width=80))
+    monkeypatch.setattr(
+        console,
+        "CONSOLE",
+        Console(
+            file=screen,
+            force_terminal=True,
+            width=80,
+        ),
+    )
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     total = count if is_total_known else None
     items = []

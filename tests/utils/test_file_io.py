@@ -172,7 +172,12 @@ def test_permissions_are_those_of_the_umask(tmp_path: Path):
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
-    assert modes == {"file": 0o640, "folder": 0o750, "a": 0o640, "new": 0o640}
+    assert modes == {
+        "file": 0o640,
+        "folder": 0o750,
+        "a": 0o640,
+        "new": 0o640,
+    }
 
 
 def test_write_error_is_one_line_that_names_the_path(tmp_path: Path):

@@ -7,7 +7,13 @@ import pytest
 from eve_vl.utils.memory import garbage_collection_paused
 
 
-@pytest.mark.parametrize(("is_enabled", "is_frozen"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("is_enabled", "is_frozen"),
+    [
+        (True, False),
+        (False, True),
+    ],
+)
 def test_garbage_collector_is_as_before_the_pause(is_enabled: bool, is_frozen: bool):
     gc.unfreeze()
     if is_frozen:

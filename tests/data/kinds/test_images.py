@@ -14,7 +14,13 @@ def test_tables_with_further_columns(root):
     rows = []
     expected = []
     for color in COLORS:
-        rows.append({"image": f"images/{color}.png", "caption": "unused", "label": 3})
+        rows.append(
+            {
+                "image": f"images/{color}.png",
+                "caption": "unused",
+                "label": 3,
+            }
+        )
         expected.append(ImageFile(path=root / "images" / f"{color}.png"))
     pq.write_table(pa.Table.from_pylist(rows), root / "t.parquet")
     for path in (write_jsonl(root / "t.jsonl", rows), root / "t.parquet"):

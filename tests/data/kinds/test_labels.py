@@ -13,7 +13,16 @@ from helpers.source_files import assert_refused, reasons, values_of, write_jsonl
 
 @pytest.mark.parametrize("column", ["label", "labels", "class", "category", "species"])
 def test_columns_and_values(root, column):
-    values = ["red", ["red", "card"], 3, [4, "x"], " spaced ", None, [], ""]
+    values = [
+        "red",
+        ["red", "card"],
+        3,
+        [4, "x"],
+        " spaced ",
+        None,
+        [],
+        "",
+    ]
     rows = [{"image": "images/red.png", column: value} for value in values]
     path = write_jsonl(root / "t.jsonl", rows)
     if column == "species":
@@ -37,15 +46,30 @@ def test_images_texts_or_both(root):
     image = ImageFile(path=root / "images" / "red.png")
     has_image = {"image": "images/red.png", "label": "x"}
     (row,) = open_source(write_jsonl(root / "t.jsonl", [has_image]), kind="labels")
-    assert row == LabeledExample(image=image, text=None, labels=("x",), where="t.jsonl:1")
+    assert row == LabeledExample(
+        image=image,
+        text=None,
+        labels=("x",),
+        where="t.jsonl:1",
+    )
     path = write_jsonl(root / "t.jsonl", [{"sentence": "a card", "label": "x"}])
     (row,) = open_source(path, kind="labels")
-    assert row == LabeledExample(image=None, text="a card", labels=("x",), where="t.jsonl:1")
+    assert row == LabeledExample(
+        image=None,
+        text="a card",
+        labels=("x",),
+        where="t.jsonl:1",
+    )
     assert guess_kind(path) == "labels"
 
     path = write_jsonl(root / "t.jsonl", [has_image | {"captions": ["a card", "another"]}])
     (row,) = open_source(path, kind="labels")
-    assert row == LabeledExample(image=image, text="a card", labels=("x",), where="t.jsonl:1")
+    assert row == LabeledExample(
+        image=image,
+        text="a card",
+        labels=("x",),
+        where="t.jsonl:1",
+    )
     assert guess_kind(path) == "captions"  # unless labels are asked for
     assert open_source(path)[0].captions == ("a card", "another")
 
@@ -55,7 +79,15 @@ def test_csv_and_parquet(root):
     source = open_source(root / "t.csv", kind="labels")
     assert values_of(source, "labels") == [("warm",), ()]
     cell = {"bytes": encoded_card("red"), "path": None}
-    pq.write_table(pa.table({"image": [cell, cell], "label": [5, 0]}), root / "t.parquet")
+    pq.write_table(
+        pa.table(
+            {
+                "image": [cell, cell],
+                "label": [5, 0],
+            }
+        ),
+        root / "t.parquet",
+    )
     source = open_source(root / "t.parquet", kind="labels")
     assert values_of(source, "labels") == [("5",), ("0",)]
     assert source[0].image == ImageBytes(data=encoded_card("red"))

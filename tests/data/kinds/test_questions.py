@@ -35,14 +35,23 @@ def test_answers_and_ids_of_json_lines(root):
         answer_type="yes/no",
         where="t.jsonl:1",
     )
-    assert values_of(source, "answers")[1:] == [("yes",), ("a", "b"), (), (), ()]
+    assert values_of(source, "answers")[1:] == [
+        ("yes",),
+        ("a", "b"),
+        (),
+        (),
+        (),
+    ]
     assert values_of(source, "question_id") == [7, "b-2", 9, 3, 4, 5]
     assert source[3].answer_type == ""
     assert guess_kind(path) == "questions"
 
 
 def test_an_answer_set_is_one_answer_that_names_its_things(root):
-    things = {"answer_set": ["vase", " lamp", "vase"], "answers": ["vase", "lamp", "vase"]}
+    things = {
+        "answer_set": ["vase", " lamp", "vase"],
+        "answers": ["vase", "lamp", "vase"],
+    }
     path = write_jsonl(root / "t.jsonl", [IS_RED | things, IS_RED | {"answer_set": []}, IS_RED])
     source = open_source(path, kind="questions")
     assert values_of(source, "answers") == [("lamp & vase",), (), ()]
@@ -57,7 +66,10 @@ def test_an_answer_set_is_one_answer_that_names_its_things(root):
     [
         ([["yes", "no"], [], None], ("yes", "no")),
         (["yes", "", None], ("yes",)),
-        ([[{"answer": "yes", "answer_id": 1}, {"answer": "no"}], [], None], ("yes", "no")),
+        (
+            [[{"answer": "yes", "answer_id": 1}, {"answer": "no"}], [], None],
+            ("yes", "no"),
+        ),
     ],
     ids=["lists", "texts", "objects"],
 )
@@ -79,10 +91,21 @@ def test_unusual_columns_must_be_named(root):
     row = {"photo": "images/red.png", "ask": "what?", "reply": "red"}
     path = write_jsonl(root / "t.jsonl", [row])
     names: Any = {"image_column": "photo", "text_column": "ask"}
-    source = open_source(path, kind="questions", **names, label_column="reply")
+    source = open_source(
+        path,
+        kind="questions",
+        **names,
+        label_column="reply",
+    )
     assert source[0].answers == ("red",)
     near = r"no column 'repyl' \(did you mean 'reply'\?\).*Name one with --data.label-column"
-    assert_refused(near, path, kind="questions", **names, label_column="repyl")
+    assert_refused(
+        near,
+        path,
+        kind="questions",
+        **names,
+        label_column="repyl",
+    )
     text = r"usual question column \(question\).*--data.text-column"
     assert_refused(text, path, kind="questions", image_column="photo")
 

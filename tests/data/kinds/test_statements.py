@@ -68,7 +68,13 @@ def test_labels_identifiers_and_groups(root):
     assert values_of(source, "group") == ["dev-850-2", "dev-850-2", "x", "x", "x"]
 
 
-@pytest.mark.parametrize("columns", [("images",), ("image0", "image1")])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("images",),
+        ("image0", "image1"),
+    ],
+)
 def test_parquet(tmp_path, columns):
     cells = [{"bytes": encoded_card(color), "path": None} for color in ("red", "lime")]
     values = [cells] if columns == ("images",) else cells
@@ -81,7 +87,13 @@ def test_parquet(tmp_path, columns):
 
 
 def test_unusual_columns_must_be_named(root):
-    row = {"first": PAIR[0], "second": PAIR[1], "both": PAIR, "text": "x", "truth": 1}
+    row = {
+        "first": PAIR[0],
+        "second": PAIR[1],
+        "both": PAIR,
+        "text": "x",
+        "truth": 1,
+    }
     path = write_jsonl(root / "t.jsonl", [row])
     for image_column in ("first,second", "both"):
         names = {"image_column": image_column, "text_column": "text", "label_column": "truth"}
@@ -94,7 +106,13 @@ def test_unusual_columns_must_be_named(root):
         None: "none of its columns is a usual column of two images",
     }
     for columns, problem in problem_by_columns.items():
-        assert_refused(problem, path, kind="statements", image_column=columns, text_column="text")
+        assert_refused(
+            problem,
+            path,
+            kind="statements",
+            image_column=columns,
+            text_column="text",
+        )
 
 
 def test_broken_rows_have_a_reason_each(root):
@@ -123,7 +141,11 @@ def test_broken_rows_have_a_reason_each(root):
         "t.jsonl:10: identifier is list, expected a whole number or text",
         "t.jsonl:11: no field 'sentence' (fields: images)",
     ]
-    row = {"left": PAIR[0], "right": "images/gone.png", "sentence": "x"}
+    row = {
+        "left": PAIR[0],
+        "right": "images/gone.png",
+        "sentence": "x",
+    }
     problem = "none of the first 1 rows can be used. The first: no such image: .*gone.png"
     assert_refused(problem, write_jsonl(root / "t.jsonl", [row]), kind="statements")
 
@@ -179,7 +201,12 @@ def test_nlvr2_train_images_lie_in_any_usual_folder(tmp_path, folder):
 
 
 @pytest.mark.parametrize(
-    ("split", "folder"), [("dev", "images/dev"), ("test1", "test1"), ("test2", ".")]
+    ("split", "folder"),
+    [
+        ("dev", "images/dev"),
+        ("test1", "test1"),
+        ("test2", "."),
+    ],
 )
 def test_nlvr2_other_splits_may_have_no_labels(tmp_path, split, folder):
     images = tmp_path / folder

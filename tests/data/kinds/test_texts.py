@@ -21,7 +21,15 @@ def test_a_text_is_read_from_a_usual_column_or_the_named_one(tmp_path):
     assert open_source(path, kind="texts", text_column="body")[1].text == "long two"
 
     path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"text": ["p", "q"], "number": [1, 2]}), path)
+    pq.write_table(
+        pa.table(
+            {
+                "text": ["p", "q"],
+                "number": [1, 2],
+            }
+        ),
+        path,
+    )
     assert open_source(path, kind="texts")[0] == TextOnly(text="p", where="t.parquet row 1")
     problem = "The first: t.parquet row 1: text is int, expected text"
     assert_refused(problem, path, kind="texts", text_column="number")

@@ -13,11 +13,36 @@ def coco(path: Path) -> Path:
     images: list[dict[str, Any]] = [{"id": 1000, "file_name": "no captions.png"}]
     annotations: list[dict[str, Any]] = []
     for number, color in enumerate(COLORS):
-        images.append({"id": 7 * number, "file_name": f"{color}.png", "height": 16})
+        images.append(
+            {
+                "id": 7 * number,
+                "file_name": f"{color}.png",
+                "height": 16,
+            }
+        )
         text = f"a {color} card"
-        annotations.append({"id": number, "image_id": 7 * number, "caption": text})
-    annotations.append({"id": 9, "image_id": 0, "caption": "more red"})
-    return write_json(path, {"info": {}, "images": images, "annotations": annotations})
+        annotations.append(
+            {
+                "id": number,
+                "image_id": 7 * number,
+                "caption": text,
+            }
+        )
+    annotations.append(
+        {
+            "id": 9,
+            "image_id": 0,
+            "caption": "more red",
+        }
+    )
+    return write_json(
+        path,
+        {
+            "info": {},
+            "images": images,
+            "annotations": annotations,
+        },
+    )
 
 
 def test_each_image_has_all_of_its_captions(root):

@@ -72,13 +72,22 @@ def test_questions_in_the_trees_of_coco_and_vqa(tmp_path, questions, annotations
 
 @pytest.mark.parametrize(
     ("filepath", "images"),
-    [("val2014", "val2014"), ("", "flickr30k-images"), ("", "Flicker8k_Dataset"), ("", "Images")],
+    [
+        ("val2014", "val2014"),
+        ("", "flickr30k-images"),
+        ("", "Flicker8k_Dataset"),
+        ("", "Images"),
+    ],
 )
 @pytest.mark.parametrize("folder", ["", "annotations"])
 def test_karpathy_files_next_to_the_images_or_below(tmp_path, filepath, images, folder):
     image = write_card(tmp_path / images / "9.png")
     (tmp_path / folder).mkdir(exist_ok=True)
-    row = {"filename": "9.png", "split": "test", "sentences": [{"raw": "a card"}]}
+    row = {
+        "filename": "9.png",
+        "split": "test",
+        "sentences": [{"raw": "a card"}],
+    }
     if filepath:
         row["filepath"] = filepath
     path = write_json(tmp_path / folder / "dataset.json", {"images": [row]})

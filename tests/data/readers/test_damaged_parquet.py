@@ -19,7 +19,11 @@ def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
 
 def test_parquet_texts_that_are_no_utf8_spoil_their_own_row(root):
     ends = pa.py_buffer(np.array([0, 4, 5], np.int32))
-    texts = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"fine\xff")])
+    texts = pa.Array.from_buffers(
+        pa.string(),
+        2,
+        [None, ends, pa.py_buffer(b"fine\xff")],
+    )
     columns = {"image": ["images/red.png"] * 2, "caption": texts}
     path = write_parquet(root / "t.parquet", columns)
     assert "utf-8" in broken_rows(path)["t.parquet row 2"]
@@ -31,7 +35,11 @@ def test_parquet_values_that_python_lacks_spoil_their_own_row(root):
         pa.array([0, 2**30], pa.date32()),
         pa.array([0, 2**60], pa.time64("us")),
     ):
-        columns = {"image": ["images/red.png"] * 2, "caption": ["a", "b"], "label": values}
+        columns = {
+            "image": ["images/red.png"] * 2,
+            "caption": ["a", "b"],
+            "label": values,
+        }
         path = write_parquet(root / "t.parquet", columns)
         assert "t.parquet row 2" in broken_rows(path, kind="labels")
 

@@ -10,7 +10,14 @@ from helpers.source_files import assert_refused
 from helpers.tars import tar_of
 
 CARD = encoded_card("red")
-TAR = tar_of({"a.png": CARD, "a.txt": b"a red card", "b.png": CARD, "b.txt": b"a red card"})
+TAR = tar_of(
+    {
+        "a.png": CARD,
+        "a.txt": b"a red card",
+        "b.png": CARD,
+        "b.txt": b"a red card",
+    }
+)
 
 
 def with_size(data: bytes, size: bytes, kind: bytes = b"0") -> bytes:

@@ -16,7 +16,13 @@ def test_albef_has_a_row_for_each_caption_or_for_each_image(root):
     (root / name).write_bytes(encoded_card("red", "JPEG"))
     rows = []
     for text in ("a tray of food", "a meal"):
-        rows.append({"image": name, "caption": text, "image_id": "coco_9"})
+        rows.append(
+            {
+                "image": name,
+                "caption": text,
+                "image_id": "coco_9",
+            }
+        )
     source = open_source(write_json(root / "coco_train.json", rows))
     assert values_of(source, "captions") == [("a tray of food",), ("a meal",)]
     assert values_of(source, "image") == [ImageFile(path=root / name)] * 2
@@ -24,7 +30,13 @@ def test_albef_has_a_row_for_each_caption_or_for_each_image(root):
     rows = []
     for color in COLORS:
         texts = [f"a {color} card", f"{color}!"]
-        rows.append({"image": f"images/{color}.png", "caption": texts, "image_id": "coco_9"})
+        rows.append(
+            {
+                "image": f"images/{color}.png",
+                "caption": texts,
+                "image_id": "coco_9",
+            }
+        )
     source = open_source(write_json(root / "coco_test.json", rows))
     assert_colors(source, [(f"a {color} card", f"{color}!") for color in COLORS])
     assert source[2].where == "coco_test.json row 3"

@@ -9,7 +9,12 @@ from eve_vl.data.readers.open_source import open_source
 from helpers.color_cards import COLORS, assert_colors, guess_kind
 from helpers.source_files import assert_refused, values_of, write_json
 
-SPLITS = {"test": ["red"], "restval": ["lime"], "val": ["blue"], "train": ["gold", "pink"]}
+SPLITS = {
+    "test": ["red"],
+    "restval": ["lime"],
+    "val": ["blue"],
+    "train": ["gold", "pink"],
+}
 
 
 def karpathy(path: Path, splits: dict[str, list[str]], *, is_coco: bool = True) -> Path:
@@ -18,8 +23,18 @@ def karpathy(path: Path, splits: dict[str, list[str]], *, is_coco: bool = True) 
     for split, colors in splits.items():
         for color in colors:
             text = f"a {color} card"
-            sentence = {"tokens": text.split(), "raw": text, "imgid": 0, "sentid": 0}
-            image = {"filename": f"{color}.png", "imgid": 0, "split": split, "sentids": [0, 1]}
+            sentence = {
+                "tokens": text.split(),
+                "raw": text,
+                "imgid": 0,
+                "sentid": 0,
+            }
+            image = {
+                "filename": f"{color}.png",
+                "imgid": 0,
+                "split": split,
+                "sentids": [0, 1],
+            }
             image["sentences"] = [sentence, sentence]
             if is_coco:
                 image["filepath"] = "images"

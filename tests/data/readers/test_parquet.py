@@ -47,7 +47,13 @@ def test_images_within_several_files_leave_a_full_cache(tmp_path, monkeypatch, i
 
 
 def test_mistakes_are_refused(root, monkeypatch):
-    path = write(root / "t.parquet", image=[1], caption=["x"], picture=[b"x"], number=[7])
+    path = write(
+        root / "t.parquet",
+        image=[1],
+        caption=["x"],
+        picture=[b"x"],
+        number=[7],
+    )
     first = "The first: t.parquet row 1:"
     assert_refused(f"{first} image is int, expected a path", path)
     near = r"no column 'pictur' \(did you mean 'picture'\?\)\. Its columns: image, caption, picture"

@@ -28,7 +28,14 @@ def test_a_damaged_index_is_made_again(tmp_path):
     whole = np.load(index_path)
     changed = whole.copy()
     changed["spans"][3, 0] += 512
-    for array in (changed, whole["spans"], whole[:, None], whole[:-1], whole[:0], np.array(3)):
+    for array in (
+        changed,
+        whole["spans"],
+        whole[:, None],
+        whole[:-1],
+        whole[:0],
+        np.array(3),
+    ):
         np.save(index_path, array)
         index_path.with_name("x.tar.index.npy").replace(index_path)
         assert_as_webdataset(open_source(path), [path])

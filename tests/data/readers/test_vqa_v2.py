@@ -18,13 +18,22 @@ ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
 
 
 def write_questions(
-    folder: Path, subtype: str = "train2014", version: str = "v2_", ids: Sequence[int] = IDS
+    folder: Path,
+    subtype: str = "train2014",
+    version: str = "v2_",
+    ids: Sequence[int] = IDS,
 ) -> Path:
     """Write questions as they are published, about images 9 and 42; return their path."""
     questions = []
     for number in ids:
         text = f"What is {number}?"
-        questions.append({"image_id": number // 1000, "question": text, "question_id": number})
+        questions.append(
+            {
+                "image_id": number // 1000,
+                "question": text,
+                "question_id": number,
+            }
+        )
     document = {
         "info": {"description": "made up", "version": "2.0"},
         "task_type": "Open-Ended",
@@ -43,7 +52,13 @@ def write_annotations(path: Path, ids: Sequence[int] = IDS) -> Path:
         texts = ["cup"] * 9 + [f"mug {number}"]
         answers = []
         for answer_id, text in enumerate(texts, start=1):
-            answers.append({"answer": text, "answer_confidence": "yes", "answer_id": answer_id})
+            answers.append(
+                {
+                    "answer": text,
+                    "answer_confidence": "yes",
+                    "answer_id": answer_id,
+                }
+            )
         rows.append(
             {
                 "question_type": "what is",
@@ -54,7 +69,12 @@ def write_annotations(path: Path, ids: Sequence[int] = IDS) -> Path:
                 "question_id": number,
             }
         )
-    document = {"info": {}, "license": {}, "data_subtype": "train2014", "annotations": rows}
+    document = {
+        "info": {},
+        "license": {},
+        "data_subtype": "train2014",
+        "annotations": rows,
+    }
     return write_json(path, document)
 
 
@@ -64,7 +84,13 @@ def write_vqa_images(folder: Path, subtype: str) -> None:
         (folder / f"COCO_{subtype}_{image_id:012d}.jpg").write_bytes(encoded_card("red", "JPEG"))
 
 
-@pytest.mark.parametrize(("version", "folder"), [("v2_", "train2014"), ("", ".")])
+@pytest.mark.parametrize(
+    ("version", "folder"),
+    [
+        ("v2_", "train2014"),
+        ("", "."),
+    ],
+)
 def test_questions_have_the_answers_of_the_file_next_to_them(tmp_path, version, folder):
     write_vqa_images(tmp_path / "coco" / folder, "train2014")
     path = write_questions(tmp_path, version=version)

@@ -74,7 +74,12 @@ def test_verify_and_same_item(site, runs, open_page):
     for number, text in enumerate(TEXTS[:2]):
         page.locator("#panel-same input[type=text]").nth(number).fill(text)
     page.keyboard.press("Enter")
-    same = runs["pair"].same(noise(0), TEXTS[0], noise(1), TEXTS[1])
+    same = runs["pair"].same(
+        noise(0),
+        TEXTS[0],
+        noise(1),
+        TEXTS[1],
+    )
     verdict = "the same" if same.same else "not the same"
     wait_for(page, page.locator("#panel-same .verdict").all_inner_texts, [verdict])
 

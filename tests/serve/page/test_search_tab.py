@@ -176,7 +176,13 @@ def test_large_image_is_shrunk_on_white(site, open_page, tmp_path):
     data = base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))
     assert np.asarray(Image.open(io.BytesIO(data))).min() > 250
     assert page.evaluate(REMOVED_WHILE_READ) is None
-    field.set_input_files({"name": "notes.png", "mimeType": "image/png", "buffer": b"no"})
+    field.set_input_files(
+        {
+            "name": "notes.png",
+            "mimeType": "image/png",
+            "buffer": b"no",
+        }
+    )
     page.get_by_text("This browser cannot read notes.png as an image").wait_for()
 
 
@@ -225,7 +231,11 @@ def test_index_without_words_or_images_says_so(site, open_page):
         page.wait_for_selector("[role=tab]")
         return page
 
-    page = open_with(text_queries=False, captions_searchable=False, columns=["color"])
+    page = open_with(
+        text_queries=False,
+        captions_searchable=False,
+        columns=["color"],
+    )
     assert page.get_by_role("searchbox").is_disabled()
     assert page.get_by_label("Captions").count() == 0
     page.get_by_text("Refine").click()

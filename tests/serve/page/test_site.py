@@ -59,7 +59,11 @@ def test_busy_server_is_asked_again_when_it_says_so(site, open_page):
         if num_requests > 2:
             route.continue_()
         else:
-            route.fulfill(status=503, headers={"retry-after": "0.1"}, json={})
+            route.fulfill(
+                status=503,
+                headers={"retry-after": "0.1"},
+                json={},
+            )
 
     page.route("**/v1/search", busy_at_first)
     page.locator("input[name=query]").fill("red")

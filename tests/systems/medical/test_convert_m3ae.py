@@ -68,7 +68,12 @@ def two_pairs() -> tuple[Tensor, Tensor, Tensor]:
     """Return uint8 images, ids and padding; the second text is shorter."""
     torch.manual_seed(1)
     images = torch.randint(256, (2, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
-    ids = torch.tensor([[0, 7, 9, 30, 11, 2], [0, 40, 8, 2, 1, 1]])
+    ids = torch.tensor(
+        [
+            [0, 7, 9, 30, 11, 2],
+            [0, 40, 8, 2, 1, 1],
+        ]
+    )
     return images, ids, ids == 1
 
 
@@ -193,7 +198,13 @@ def test_pre_training_from_a_converted_checkpoint_needs_only_a_new_decoder(eve, 
 
 
 @pytest.mark.parametrize("head", TASK_OF_HEAD)
-@pytest.mark.parametrize(("patch", "side"), [(16, 18), (32, 9)])
+@pytest.mark.parametrize(
+    ("patch", "side"),
+    [
+        (16, 18),
+        (32, 9),
+    ],
+)
 def test_full_sizes_have_a_place_for_each_tensor(head, patch, side):
     shapes = shapes_of(head, replace(PUBLISHED, patch=patch, side=side))
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}

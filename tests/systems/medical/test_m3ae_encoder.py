@@ -46,7 +46,11 @@ from helpers.tiny_towers import tiny_towers
 VOCAB = 300
 NUM_IMAGE = 17
 LENGTHS = (6, 2, 4)
-DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}
+DECODER: dict[str, Any] = {
+    "decoder_depth": 1,
+    "decoder_dim": 16,
+    "decoder_num_heads": 2,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -267,7 +271,12 @@ def test_tasks_that_the_model_cannot_have_are_refused():
 
 
 def test_bare_towers_encode_no_pairs():
-    section = DualEncoderConfig(embed_dim=16, num_heads=2, image_depth=1, text_depth=1)
+    section = DualEncoderConfig(
+        embed_dim=16,
+        num_heads=2,
+        image_depth=1,
+        text_depth=1,
+    )
     encoder = DualEncoder(section, tiny_config().input, VOCAB)
     pixels, ids, is_padding = three_pairs()
     with pytest.raises(UserError, match="give one of the two"):
@@ -295,7 +304,17 @@ def test_a_pre_trained_run_answers_all_calls():
     assert eve.encode_image(noise(0)).shape == eve.encode_text(TEXT).shape == (1, 16)
     texts = [TEXT, "a circle"]
     one_by_one = [[eve.match(noise(row), text) for text in texts] for row in range(2)]
-    np.testing.assert_allclose(eve.match([noise(0), noise(1)], texts), one_by_one, rtol=1e-4)
+    np.testing.assert_allclose(
+        eve.match(
+            [
+                noise(0),
+                noise(1),
+            ],
+            texts,
+        ),
+        one_by_one,
+        rtol=1e-4,
+    )
 
 
 def test_heatmaps_are_of_the_texts_attention_to_the_image():

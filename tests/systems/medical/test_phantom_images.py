@@ -113,12 +113,25 @@ def test_noise_leaves_the_ceiling_at_one():
     assert num_findings > 20
 
 
-@pytest.mark.parametrize(("grade", "width"), [("marked", 0.64), ("mild", 0.55)])
+@pytest.mark.parametrize(
+    ("grade", "width"),
+    [
+        ("marked", 0.64),
+        ("mild", 0.55),
+    ],
+)
 def test_the_heart_is_as_wide_as_the_number_behind_it_says(grade, width):
     large_heart = Finding("cardiomegaly", grade=grade, amount=width)
     for phantom in phantoms("train", 4):
         patient = replace(phantom.patient, devices=frozenset())
-        upright = replace(phantom, patient=patient, tilt=0.0, turn=0.0, gain=1.0, slope=(0.0, 0.0))
+        upright = replace(
+            phantom,
+            patient=patient,
+            tilt=0.0,
+            turn=0.0,
+            gain=1.0,
+            slope=(0.0, 0.0),
+        )
         change = draw(with_only(upright, [large_heart]), 128) - draw(with_only(upright, []), 128)
         columns = np.flatnonzero((change > 20).any(axis=0))
         drawn_width = (columns[-1] - columns[0]) / 128

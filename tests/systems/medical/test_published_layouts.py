@@ -231,7 +231,11 @@ def test_medvqa(tmp_path: Path):
     assert rows[1].answers == ("no",)
     ct, plane = open_layout(f"{root}#test")
     assert (ct.content_type, ct.answers, plane.content_type) == ("Modality", ("ct",), "Plane")
-    assert soft_targets(plane.answers) == {"axial t2 mri": 1.0, "axial mri": 1.0, "axial": 1.0}
+    assert soft_targets(plane.answers) == {
+        "axial t2 mri": 1.0,
+        "axial mri": 1.0,
+        "axial": 1.0,
+    }
 
 
 def test_melinda(tmp_path: Path):
@@ -438,7 +442,10 @@ def damaged(content: bytes) -> list[bytes]:
     middle = len(content) // 2
     damages = [b"", b"\n", b"\xff\xfe", b"null", b"[]", b"[1, 2]", b"[{}]", b"{}", b'{"a"']
     damages += [content[:middle], content[1:], content + content]
-    damages += [content.replace(b",", b"\t", 9), content.replace(b'"', b"", 3)]
+    damages += [
+        content.replace(b",", b"\t", 9),
+        content.replace(b'"', b"", 3),
+    ]
     return [*damages, content.replace(b"\n", b"\0\n")]
 
 

@@ -54,7 +54,13 @@ def agreement(state: dict[str, int], reference: dict[str, int]) -> int:
     return sum(state[name] * reference[name] for name in state.keys() & reference.keys())
 
 
-@pytest.mark.parametrize("sizes", [(ROWS,), (4, 4)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (ROWS,),
+        (4, 4),
+    ],
+)
 def test_targets_are_the_softmax_of_agreeing_labels_in_any_micro_batches(sizes):
     task = build(SEMANTIC)
     dataset = labelled_pairs(STATES)
@@ -94,7 +100,12 @@ def read_labels(path) -> tuple[list[str], list[str]]:
 
 def test_absent_labels_are_read_from_tables(tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    row = {"image": "a.png", "caption": "a", "labels": ["edema"], "absent_labels": ["mass", "cyst"]}
+    row = {
+        "image": "a.png",
+        "caption": "a",
+        "labels": ["edema"],
+        "absent_labels": ["mass", "cyst"],
+    }
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     assert read_labels(tmp_path / "rows.jsonl") == (["edema"], ["mass", "cyst"])
 

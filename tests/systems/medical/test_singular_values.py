@@ -48,7 +48,11 @@ def test_values_are_those_of_numpy_and_gradients_those_of_finite_differences(C, 
 
     for form in (largest, share_of_largest):
         (gradient,) = torch.autograd.grad(form(value_R), x, retain_graph=True)
-        for row, column in ((0, 0), (2, 3), (C - 1, D - 1)):
+        for row, column in (
+            (0, 0),
+            (2, 3),
+            (C - 1, D - 1),
+        ):
             step = torch.zeros_like(image)
             step[row, column] = 1e-6
             rise = form(numpy_values(image + step)) - form(numpy_values(image - step))
@@ -62,7 +66,12 @@ def test_sigma1_of_collapse_is_all_and_of_perfect_alignment_its_least():
 
 
 @pytest.mark.parametrize(
-    ("form", "weight"), [("sigma1", 0.1), ("sigma1_share", -2.0), ("sigma1", 0.0)]
+    ("form", "weight"),
+    [
+        ("sigma1", 0.1),
+        ("sigma1_share", -2.0),
+        ("sigma1", 0.0),
+    ],
 )
 def test_the_svd_term_is_added_by_its_weight_and_logged(form, weight):
     config = config_of(**CONTRAST_ONLY, svd_form=form, svd_weight=weight)

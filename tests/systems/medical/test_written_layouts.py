@@ -30,7 +30,13 @@ def assert_shows(row: Any, phantom_row: Any) -> None:
     assert np.abs(pixels - phantom_row.image.pixels[:, :, 0]).mean() < 3
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left"),
+        KeyboardInterrupt(),
+    ],
+)
 def test_an_interrupted_data_set_is_not_left_half_written(tmp_path: Path, monkeypatch, error):
     def fail(*_: object) -> None:
         raise error
@@ -147,7 +153,12 @@ def test_the_command_line_writes_layouts_and_checks_them(eve, tmp_path: Path):
         ("slake full", "full: is there already; name a new or an empty folder"),
     ],
 )
-def test_layouts_that_cannot_be_written(eve, tmp_path: Path, words: str, complaint: str):
+def test_layouts_that_cannot_be_written(
+    eve,
+    tmp_path: Path,
+    words: str,
+    complaint: str,
+):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     done = eve("data", "write", "phantoms", *words.split())

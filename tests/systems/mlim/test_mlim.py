@@ -94,7 +94,11 @@ def test_hidden_patches_and_hidden_tokens_start_as_the_same_word():
 
 @pytest.mark.parametrize(
     ("hides", "share_of_patches", "share_of_words"),
-    [("image", 0.8, 0.0), ("text", 0.0, 0.8), ("both", 0.15, 0.15)],
+    [
+        ("image", 0.8, 0.0),
+        ("text", 0.0, 0.8),
+        ("both", 0.15, 0.15),
+    ],
 )
 def test_a_third_of_the_rows_hides_each_modality_with_exact_counts(
     hides, share_of_patches, share_of_words

@@ -109,7 +109,11 @@ def test_generated_items_differ_in_one_attribute_of_an_image_or_a_text(split: st
         if not draft.label:
             assert (left - right).total() <= 1
             assert len(left_words - right_words) <= 1
-    assert counts.keys() == {(True, True, True), (False, False, True), (False, True, False)}
+    assert counts.keys() == {
+        (True, True, True),
+        (False, False, True),
+        (False, True, False),
+    }
     assert counts[True, True, True] / 600 == pytest.approx(SHARE_SAME, abs=0.06)
     assert counts[False, False, True] / 600 == pytest.approx((1 - SHARE_SAME) / 2, abs=0.06)
 

@@ -36,7 +36,11 @@ def test_numbers_are_those_worked_out_by_hand():
     ("probabilities", "labels", "expected"),
     [
         # a half does not say that items are the same
-        ([0.5, 0.51], [True, True], {"pair_acc": 0.5, "num_pairs": 2, "num_unlabelled": 0}),
+        (
+            [0.5, 0.51],
+            [True, True],
+            {"pair_acc": 0.5, "num_pairs": 2, "num_unlabelled": 0},
+        ),
         ([0.5], [None], {"num_pairs": 1, "num_unlabelled": 1}),
     ],
 )

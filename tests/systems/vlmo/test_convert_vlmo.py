@@ -62,7 +62,12 @@ class Pairs:
 def two_pairs() -> Pairs:
     torch.manual_seed(1)
     images = torch.randint(256, (2, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
-    ids = torch.tensor([[2, 7, 9, 30, 11, 3], [2, 40, 8, 3, 0, 0]])
+    ids = torch.tensor(
+        [
+            [2, 7, 9, 30, 11, 3],
+            [2, 40, 8, 3, 0, 0],
+        ]
+    )
     return Pairs(images, ids, ids == 0)
 
 

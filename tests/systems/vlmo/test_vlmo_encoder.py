@@ -202,7 +202,14 @@ def slow_spline(x: np.ndarray, y: np.ndarray, at: float) -> float:
     return float(cubes + start * right + end * left)
 
 
-@pytest.mark.parametrize(("old", "new"), [(5, 7), (14, 24), (6, 4)])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (5, 7),
+        (14, 24),
+        (6, 4),
+    ],
+)
 def test_old_distances_lie_on_a_geometric_grid(old, new):
     """It ends where the new distances end; distances that shrink are hardly stretched."""
     places = geometric_places(old - 1, new - 1)
@@ -217,7 +224,13 @@ def test_old_distances_lie_on_a_geometric_grid(old, new):
         assert ratios[0] == pytest.approx(1.01, abs=1e-5)
 
 
-@pytest.mark.parametrize(("old", "new"), [(5, 7), (6, 4)])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (5, 7),
+        (6, 4),
+    ],
+)
 def test_distances_are_resized_by_splines(old, new):
     places = geometric_places(old - 1, new - 1)
     num_old = 2 * old - 1
@@ -226,7 +239,13 @@ def test_distances_are_resized_by_splines(old, new):
     resized = resize_distances(bias, new).view(num_new, num_new, 2)
     for head in range(2):
         grid = bias[:, head].double().view(num_old, num_old).numpy()
-        for column in (0, new - 2, new - 1, new, num_new - 1):
+        for column in (
+            0,
+            new - 2,
+            new - 1,
+            new,
+            num_new - 1,
+        ):
             along_rows = np.array([slow_spline(places, row, column - new + 1) for row in grid])
             expected = [slow_spline(places, along_rows, at) for at in range(-new + 1, new)]
             np.testing.assert_allclose(resized[:, column, head], expected, atol=1e-4)
