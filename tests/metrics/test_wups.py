@@ -48,11 +48,12 @@ def recorded_similarity(word: str, second_word: str) -> float:
 
 @pytest.mark.parametrize(("true", "predicted", "at_09", "at_00"), SCORES)
 def test_scores_are_those_of_the_published_script(true, predicted, at_09, at_00):
-    answers = (predicted.split(", "), true.split(", "))
+    things = predicted.split(", ")
+    true_things = true.split(", ")
     for threshold, expected in ((0.9, at_09), (0.0, at_00)):
-        score = wups(*answers, recorded_similarity, threshold)
+        score = wups(things, true_things, recorded_similarity, threshold)
         assert score == pytest.approx(expected, abs=1e-6)
-        assert wups(*answers[::-1], recorded_similarity, threshold) == score
+        assert wups(true_things, things, recorded_similarity, threshold) == score
 
 
 class Meaning:

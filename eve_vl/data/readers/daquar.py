@@ -42,6 +42,7 @@ def daquar_table(path: Path) -> PackedTable:
 def _daquar_rows(path: Path) -> Iterator[Row]:
     """Yield each question without its ending. Raises UserError if answers or questions lack."""
     question_line = None
+    question_where = ""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue

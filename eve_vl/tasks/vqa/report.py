@@ -17,6 +17,10 @@ from eve_vl.tasks.report import Measured
 from eve_vl.utils.console import pluralize
 
 NUM_CHOICES = 3
+WUPS = {
+    "wups_0.9": "WUPS at 0.9: credit for words that mean almost the same, by WordNet.",
+    "wups_0.0": "WUPS at 0.0: credit for words by their similarity in WordNet.",
+}
 BASELINES = {
     "vqa_acc_blind": "Without the image: the most frequent training answer to the same question.",
     "vqa_acc_majority": "Baseline: the most frequent training answer to every question.",
@@ -69,7 +73,7 @@ class VQAReport(ClassifierReport):
         num_questions = pluralize(values["num_questions"] - values["num_unanswered"], "question")
         sentence = f"VQA v2 accuracy of the model's answers to {num_questions}."
         cards = [Card("vqa_acc", values["vqa_acc"], sentence, is_main=True)]
-        for name, sentence in BASELINES.items():
+        for name, sentence in (WUPS | BASELINES).items():
             if name in values:
                 is_main = name == "vqa_acc_pair"
                 cards.append(Card(name, values[name], sentence, is_main=is_main))
