@@ -32,13 +32,6 @@ from eve_vl.train.devices import pick_device
 from eve_vl.utils.errors import BadSampleError, UserError
 
 Sources = str | Path | Iterable[str | Path]
-SMALL = {
-    "retrieval": "search_small",
-    "vqa": "questions_small",
-    "nlvr2": "statements_small",
-    "classification": "labels_small",
-}
-"""Task → recipe for the user's own data."""
 ALWAYS = ("encode_image", "encode_text")
 
 
@@ -237,7 +230,7 @@ class Eve:
         has_own_data = not all(map(generated, config.data.train))
         recipe = kind.recipe or kind.name
         if not kind.recipe and config.input.image_size < 224:
-            recipe = SMALL.get(kind.name, kind.name) if has_own_data else f"demo_{kind.name}"
+            recipe = (kind.small_recipe or kind.name) if has_own_data else f"demo_{kind.name}"
             if call in ("match", "explain"):  # the rest have no matching head
                 recipe = "scenes_retrieval"
         command = f"eve finetune {recipe} --init {self._start(init)}"

@@ -12,20 +12,6 @@ from eve_vl.predict.requests import Request, known_requests
 from eve_vl.utils.console import print_line
 from eve_vl.utils.frozen import Frozen
 
-HELP_ORDER = (
-    "answer",
-    "verify",
-    "same",
-    "classify",
-    "match",
-    "zero_shot",
-    "fill_mask",
-    "reconstruct",
-    "explain",
-    "experts",
-)
-"""Order of the calls in `eve help`; calls of a user's own tasks come last."""
-
 
 class ImageArgs(Frozen):
     """Flag of calls whose result is an image."""
@@ -36,10 +22,8 @@ class ImageArgs(Frozen):
 
 def call_verbs() -> dict[str, Callable[[Sequence[str]], None]]:
     """Return a verb for each request, by its typed name."""
-    requests = known_requests()
-    names = [name for name in HELP_ORDER if name in requests]
-    names += [name for name in requests if name not in HELP_ORDER]
-    return {verb_name(requests[name]): _verb(requests[name]) for name in names}
+    requests = sorted(known_requests().values(), key=verb_name)
+    return {verb_name(request): _verb(request) for request in requests}
 
 
 def verb_name(request: type[Request]) -> str:

@@ -49,14 +49,16 @@ def run_learn(args: LearnArgs) -> None:
     if out.is_file():
         raise UserError(f"--out {out}: is a file; name a folder")
     print_line("eve learn: reading the data")  # torch takes seconds
-    from eve_vl.learn import clock, jobs, plan
+    from eve_vl.learn import clock, learn_tasks, plan
 
     data = DataConfig(
         train=_absolute_specs(args.sources), val=_absolute_specs(args.val), **args.reading()
     )
-    job = jobs.job_of_sources(data) if args.task == "auto" else args.task
+    task = args.task
+    if task == "auto":
+        task = learn_tasks.learn_task_of_sources(data)
     test = _absolute_specs(args.test)
-    request = plan.Request(job, data, test, seconds, out, args.device)
+    request = plan.Request(task, data, test, seconds, out, args.device)
     sys.exit(_learn(plan.Plan(request, clock.Clock(start))))
 
 

@@ -22,6 +22,8 @@ class TaskConfig(Section):
     """Whether `eve evaluate` can measure it."""
     recipe: ClassVar[str] = ""
     """Recipe that fine-tunes it, if none has its name."""
+    small_recipe: ClassVar[str] = ""
+    """Recipe that fine-tunes a run on small images with the user's own data."""
     evaluation: ClassVar[type[EvaluationFlags]] = EvaluationFlags
     """Its flags of `eve evaluate`."""
     alone: ClassVar[Mapping[str, str]] = {}

@@ -5,6 +5,6 @@ on the same validation rows, and spends the rest of the time on the best. plan.j
 decision once it is made. A resumed call reads them and measures nothing again, so its weights equal
 those of an uninterrupted call.
 
-In order: jobs, data_check, step_cost, pilots, final_runs, conclusion. Each reads and extends the
-plan; stage_config and stage_run say how one of its runs is trained.
+In order: learn_tasks, data_check, step_cost, pilots, final_runs, conclusion. Each reads and extends
+the plan; stage_config and stage_run say how one of its runs is trained.
 """

@@ -24,7 +24,7 @@ def commands(plan: Plan) -> list[str]:
     lines = [_stage_command(plan, name) for name in plan.stages if _is_trained(plan, name)]
     run = _best_run_name(plan)
     reading = _reading_flags(plan)
-    evaluate = ["eve", "evaluate", plan.job.task, run, "--skip-invalid", "--data"]
+    evaluate = ["eve", "evaluate", plan.learn_task.task, run, "--skip-invalid", "--data"]
     if plan.request.test:
         evaluate += [*plan.request.test, *reading]
     else:

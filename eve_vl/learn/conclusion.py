@@ -107,8 +107,8 @@ def _evaluate(plan: Plan, best: str) -> tuple[LoadedRun, Evaluated, list[str]]:
     evaluations = {}
     with plan.output_to_log("."):
         size = config.input.image_size
-        tests = open_sources(plan.request.test, plan.request.data, size, plan.job.rows)
-        tests = tests or open_splits(config, plan.job.rows).test
+        tests = open_sources(plan.request.test, plan.request.data, size, plan.learn_task.rows)
+        tests = tests or open_splits(config, plan.learn_task.rows).test
         num_rows = sum(map(len, tests))
         for name in names:
             device = devices.pick_device(plan.request.device)

@@ -33,7 +33,7 @@ def check_data(plan: Plan) -> None:
     reports = [check_source(source, keeps_images=True) for source in sources]
     num_usable = sum(report.usable for report in reports)
     num_broken = sum(len(report.broken) for report in reports)
-    size = pluralize(num_usable, plan.job.row_name)
+    size = pluralize(num_usable, plan.learn_task.row_name)
     if num_broken:
         size += f", {num_broken:,} unusable (eve data check lists them)"
     rows = _usable(sources)
@@ -46,7 +46,7 @@ def check_data(plan: Plan) -> None:
     held["max_invalid_fraction"] = max_invalid
     facts = _facts_about(rows, num_usable, reports, held)
     plan.decisions.data = facts
-    splits = open_splits(with_data(plan, get_recipe("icons")), plan.job.rows)
+    splits = open_splits(with_data(plan, get_recipe("icons")), plan.learn_task.rows)
     _count_splits(plan, facts, splits, num_broken)
     plan.decide(
         f"data: {size}: {facts.train:,} to train on, {facts.val:,} to choose by, "
@@ -56,7 +56,7 @@ def check_data(plan: Plan) -> None:
 
 
 def _open(plan: Plan, specs: Sequence[str]) -> list[Source]:
-    return open_sources(specs, plan.request.data, settings.SIZES[0], plan.job.rows)
+    return open_sources(specs, plan.request.data, settings.SIZES[0], plan.learn_task.rows)
 
 
 def _refuse_too_few(plan: Plan, rows: Sequence[Record], num_usable: int, size: str) -> None:

@@ -13,7 +13,7 @@ from eve_vl.data.opening import READING_OPTIONS
 from eve_vl.learn import settings
 from eve_vl.learn.clock import Clock, time_text
 from eve_vl.learn.decisions import DataFacts, Decisions, Stage
-from eve_vl.learn.jobs import JOBS
+from eve_vl.learn.learn_tasks import LEARN_TASKS
 from eve_vl.train import devices, processes
 from eve_vl.utils.console import is_main, print_line
 from eve_vl.utils.errors import UserError
@@ -26,7 +26,7 @@ PLAN_FILE = "plan.json"
 class Request:
     """What a call of `eve learn` asks for."""
 
-    job: str
+    task: str
     data: DataConfig
     test: tuple[str, ...]
     seconds: float
@@ -43,7 +43,7 @@ class Request:
             name: None if value is None else str(value) for name, value in self.reading().items()
         }
         return {
-            "task": self.job,
+            "task": self.task,
             "train": list(self.data.train),
             "val": list(self.data.val),
             "test": list(self.test),
@@ -57,8 +57,8 @@ class Plan:
     def __init__(self, request: Request, clock: Clock):
         """Read the decisions of an earlier call. Raises UserError for those of another request."""
         self.request = request
-        self.job = JOBS[request.job]
-        self.is_search = request.job == "search"
+        self.learn_task = LEARN_TASKS[request.task]
+        self.is_search = request.task == "search"
         self.out = request.out.absolute()
         self.clock = clock
         processes.setup(devices.pick_device(request.device))

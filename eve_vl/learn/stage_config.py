@@ -60,13 +60,13 @@ def _pretraining(plan: Plan) -> Config:
 
 
 def _fine_tuning(plan: Plan, stage: Stage, start: str) -> Config:
-    """Return the config of the job's recipe, which starts from another run."""
+    """Return the config of the task's recipe, which starts from another run."""
     is_bundled = start == settings.BUNDLED
     init = Path(start) if is_bundled else plan.out / start
     folder = init
     if is_bundled or not stage.scratch:
         folder = chosen_checkpoint(folder_of(init))
-    config = get_finetune_recipe(plan.job.recipe, replace(read_config(folder), out=init))
+    config = get_finetune_recipe(plan.learn_task.recipe, replace(read_config(folder), out=init))
 
     task = config.task
     if hasattr(task, "min_answer_count"):
@@ -75,7 +75,7 @@ def _fine_tuning(plan: Plan, stage: Stage, start: str) -> Config:
         task = replace(task, multilabel=plan.facts.many_labels)
     data = {"caption_augment": stage.caption} if plan.is_search else {}
     config = replace(config, init=init, scratch=stage.scratch, task=task)
-    return changed(config, plan.job.recipe, data=data)
+    return changed(config, plan.learn_task.recipe, data=data)
 
 
 def _batch_size(config: Config, num_rows: int) -> int:

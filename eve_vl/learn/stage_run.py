@@ -112,7 +112,7 @@ def score_stage(plan: Plan, name: str) -> None:
     """Measure a run on the validation rows, and write the scores of its rows."""
     config = stage_config(plan, name)
     with plan.output_to_log(config.out.relative_to(plan.out)):
-        sources = open_splits(config, plan.job.rows).val
+        sources = open_splits(config, plan.learn_task.rows).val
         device = devices.pick_device(plan.request.device)
         run = load_run(folder_of(plan.run_name(name)), device)
         evaluation = evaluated(

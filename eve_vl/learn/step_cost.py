@@ -53,7 +53,7 @@ def plan_pilots(plan: Plan) -> None:
     num_pilots = max(2, min(most_pilots, int(seconds / least)))
     pilot.steps = max(settings.MIN_STEPS, int((seconds / num_pilots - costs.setup) / costs.step))
     bundled = read_config(chosen_checkpoint(folder_of(settings.BUNDLED)))
-    if bundled.task.name == plan.job.task:  # it can be used without training
+    if bundled.task.name == plan.learn_task.task:  # it can be used without training
         decisions.stages = {settings.AS_IT_IS: pilot.settings(), settings.BASE: pilot}
     decisions.num_pilots = num_pilots
     if note:

@@ -1,4 +1,4 @@
-"""The computing thread: one queue, in which jobs of the same call become a batch."""
+"""The computing thread: one queue, from which similar calls are computed as a batch."""
 
 import threading
 import time
@@ -9,25 +9,25 @@ from typing import Any
 
 
 @dataclass(kw_only=True, eq=False)
-class Job:
-    """A piece of work."""
+class QueuedCall:
+    """A call of a client, to compute in turn."""
 
     compute: Callable[[list[Any]], list[Any]]
-    """Takes the arguments of jobs with the same key, and returns as many results."""
+    """Takes the arguments of calls with the same key, and returns as many results."""
     arguments: Any
     key: Hashable | None = None
-    """Equal for jobs that may be computed together; None: one job at a time."""
+    """Equal for calls that may be computed together; None: one call at a time."""
     rows: int = 1
-    """Images or texts of the job."""
+    """Images or texts of the call."""
     num_bytes: int = 0
     """Bytes of its arguments."""
     result: Future[Any] = field(default_factory=Future)
 
 
 class ComputingThread(threading.Thread):
-    """Thread that computes the oldest job and later ones of its key, batch by batch.
+    """Thread that computes the oldest call and later ones of its key, batch by batch.
 
-    An error may be found only when a batch is computed. Then its jobs are computed one by one, so
+    An error may be found only when a batch is computed. Then its calls are computed one by one, so
     that the others succeed and a message counts the client's own rows. The thread is a daemon: a
     process that ends does not wait for it.
     """
@@ -35,80 +35,80 @@ class ComputingThread(threading.Thread):
     def __init__(
         self, max_rows: int, observe: Callable[[int, float], object] = lambda rows, seconds: None
     ):
-        """max_rows: of a batch of several jobs. observe: takes rows and seconds of each batch."""
+        """max_rows: of a batch of several calls. observe: takes rows and seconds of each batch."""
         super().__init__(name="compute", daemon=True)
         self.max_rows = max_rows
         self.observe = observe
-        self._jobs: list[Job] = []
+        self._calls: list[QueuedCall] = []
         self._changed = threading.Condition()
         self._ends = False
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._calls)
 
-    def submit(self, job: Job) -> Future[Any]:
-        """Put a job into the queue; the caller bounds its length."""
+    def submit(self, call: QueuedCall) -> Future[Any]:
+        """Put a call into the queue; the caller bounds its length."""
         with self._changed:
-            self._jobs.append(job)
+            self._calls.append(call)
             self._changed.notify()
-        return job.result
+        return call.result
 
-    def withdraw(self, job: Job) -> bool:
-        """Remove a job from the queue; return False if it has started."""
+    def withdraw(self, call: QueuedCall) -> bool:
+        """Remove a call from the queue; return False if it has started."""
         with self._changed:
-            if job in self._jobs:
-                self._jobs.remove(job)
-                return job.result.cancel()
+            if call in self._calls:
+                self._calls.remove(call)
+                return call.result.cancel()
         return False
 
     def end(self) -> None:
-        """End the thread after all jobs."""
+        """End the thread after all calls."""
         with self._changed:
             self._ends = True
             self._changed.notify_all()
 
     def run(self) -> None:
         """Compute batches until the end."""
-        while self._jobs or not self._ends:
+        while self._calls or not self._ends:
             batch = self._next_batch()
             started = time.perf_counter()
             if batch:
                 _compute(batch)
-                rows = sum(job.rows for job in batch)
+                rows = sum(call.rows for call in batch)
                 self.observe(rows, time.perf_counter() - started)
             del batch  # frees its images while the thread waits for the next one
 
-    def _next_batch(self) -> list[Job]:
-        """Take the oldest job and those that can be computed with it."""
-        batch: list[Job] = []
+    def _next_batch(self) -> list[QueuedCall]:
+        """Take the oldest call and those that can be computed with it."""
+        batch: list[QueuedCall] = []
         rows = 0
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._ends)
-            for job in list(self._jobs):
+            self._changed.wait_for(lambda: self._calls or self._ends)
+            for call in list(self._calls):
                 if batch:
-                    has_same_key = job.key is not None and job.key == batch[0].key
-                    if not has_same_key or rows + job.rows > self.max_rows:
+                    has_same_key = call.key is not None and call.key == batch[0].key
+                    if not has_same_key or rows + call.rows > self.max_rows:
                         continue
-                self._jobs.remove(job)
-                if job.result.set_running_or_notify_cancel():
-                    batch.append(job)
-                    rows += job.rows
+                self._calls.remove(call)
+                if call.result.set_running_or_notify_cancel():
+                    batch.append(call)
+                    rows += call.rows
         return batch
 
 
-def _compute(jobs: list[Job]) -> None:
-    """Compute jobs of the same key; the clients get their results, or the error."""
+def _compute(calls: list[QueuedCall]) -> None:
+    """Compute calls of the same key; the clients get their results, or the error."""
     try:
-        results = jobs[0].compute([job.arguments for job in jobs])
-        pairs = list(zip(jobs, results, strict=True))
+        results = calls[0].compute([call.arguments for call in calls])
+        pairs = list(zip(calls, results, strict=True))
     except BaseException as error:  # any error, also SystemExit: the thread continues
-        if len(jobs) > 1:
-            for job in jobs:
-                _compute([job])
+        if len(calls) > 1:
+            for call in calls:
+                _compute([call])
             return
         if not isinstance(error, Exception):
             error = RuntimeError(repr(error))
-        jobs[0].result.set_exception(error)
+        calls[0].result.set_exception(error)
         return
-    for job, result in pairs:
-        job.result.set_result(result)
+    for call, result in pairs:
+        call.result.set_result(result)

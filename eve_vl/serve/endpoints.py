@@ -1,4 +1,4 @@
-"""Calls over HTTP: from a body to a job, from a result to JSON, and the form of the page."""
+"""Calls over HTTP: body → queued call, result → JSON, and the form of the page."""
 
 import functools
 import inspect
@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from eve_vl.eve import ALWAYS, Eve
 from eve_vl.predict.request_fields import fields_of
 from eve_vl.predict.requests import Request
-from eve_vl.serve.computing_thread import Job
+from eve_vl.serve.computing_thread import QueuedCall
 from eve_vl.serve.limits import MOST_RESULTS, Limits
 from eve_vl.serve.refusals import RequestRefusedError
 from eve_vl.serve.request_body import body_model, parse_body
@@ -65,8 +65,8 @@ class Endpoint:
         values = parse_body(self.model, body)
         return any(values[name] for name in self.images)
 
-    def prepare(self, body: bytes) -> Job:
-        """Return the job that a body asks for, with its images decoded.
+    def prepare(self, body: bytes) -> QueuedCall:
+        """Return the call that a body asks for, with its images decoded.
 
         Raises RequestRefusedError or UserError.
         """
@@ -78,10 +78,10 @@ class Endpoint:
         else:  # a result for each combination of items
             self._check_results(values, math.prod(_lengths(rows.columns)))
         if not self.by_rows:
-            return Job(compute=self._compute_each, arguments=values, num_bytes=num_bytes)
+            return QueuedCall(compute=self._compute_each, arguments=values, num_bytes=num_bytes)
         _check_lengths(rows)
         options = json.dumps(rows.options, sort_keys=True)
-        return Job(
+        return QueuedCall(
             compute=self._compute_together,
             arguments=rows,
             key=(id(self), *sorted(rows.columns), options),

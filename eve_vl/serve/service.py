@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
-from eve_vl.serve.computing_thread import ComputingThread, Job
+from eve_vl.serve.computing_thread import ComputingThread, QueuedCall
 from eve_vl.serve.endpoints import Endpoint, endpoints_of
 from eve_vl.serve.examples import ExampleRow, example_bodies, generated_rows, generated_specs
 from eve_vl.serve.limits import DECODERS, Limits
@@ -93,13 +93,13 @@ class Service:
             body = await read_body(request, reservation)
             deadline = asyncio.get_running_loop().time() + self.limits.wait_seconds
             if len(body) > SMALL_BODY or b"[" in body or endpoint.has_images(body):
-                job = await self._in_thread(self.decoders, deadline, endpoint.prepare, body)
+                call = await self._in_thread(self.decoders, deadline, endpoint.prepare, body)
             else:
-                job = endpoint.prepare(body)
-            del body  # it would stay in memory while the job waits
-            reservation.resize(job.num_bytes)
-            result = await self._computed(job, request, deadline)
-            del job
+                call = endpoint.prepare(body)
+            del body  # it would stay in memory while the call waits
+            reservation.resize(call.num_bytes)
+            result = await self._computed(call, request, deadline)
+            del call
             text = await anyio.to_thread.run_sync(endpoint.as_json, result)
             reservation.resize(len(text))
             return Response(text, media_type="application/json")
@@ -122,13 +122,13 @@ class Service:
             return await anyio.to_thread.run_sync(work, *arguments, limiter=limiter)
         raise self._waited_too_long()
 
-    async def _computed(self, job: Job, request: Request, deadline: float) -> Any:
-        """Return a job's result.
+    async def _computed(self, call: QueuedCall, request: Request, deadline: float) -> Any:
+        """Return a call's result.
 
-        A job that has not started in time, or whose client has gone, is withdrawn; one that has
+        A call that has not started in time, or whose client has gone, is withdrawn; one that has
         started is waited for.
         """
-        result = asyncio.wrap_future(self.compute.submit(job))
+        result = asyncio.wrap_future(self.compute.submit(call))
         disconnect = asyncio.ensure_future(_disconnect(request))
         seconds = max(deadline - asyncio.get_running_loop().time(), 0)
         try:
@@ -137,7 +137,7 @@ class Service:
             )
         finally:
             disconnect.cancel()
-        if result not in done and self.compute.withdraw(job):
+        if result not in done and self.compute.withdraw(call):
             result.cancel()
             raise ClientDisconnect if disconnect in done else self._waited_too_long()
         return await result

@@ -36,7 +36,7 @@ def table(tmp_path: Path) -> Path:
 
 def test_copies_are_in_one_part_and_near_duplicates_are_noted(table, tmp_path, capfd):
     request = Request(
-        job="search",
+        task="search",
         data=DataConfig(train=(str(table),), val=(HELD_OUT,)),
         test=(),
         seconds=600,

@@ -9,7 +9,7 @@ from PIL import Image
 from eve_vl.cli.learn import seconds_of
 from eve_vl.config import DataConfig
 from eve_vl.learn.clock import time_text
-from eve_vl.learn.jobs import job_of_sources
+from eve_vl.learn.learn_tasks import learn_task_of_sources
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError
 from helpers.learning import SHAPES, learn, read_rows, write_rows
@@ -128,4 +128,4 @@ def test_folders_with_captions_are_searched_and_those_without_are_classified(tab
 
 
 def job_of_folder(path: Path) -> str:
-    return job_of_sources(DataConfig(train=(str(path),), val=("held-out",)))
+    return learn_task_of_sources(DataConfig(train=(str(path),), val=("held-out",)))

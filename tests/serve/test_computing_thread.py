@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eve_vl.serve.computing_thread import ComputingThread, Job
+from eve_vl.serve.computing_thread import ComputingThread, QueuedCall
 from eve_vl.utils.errors import UserError
 from helpers.serving import ONE, VQA, as_json, png, service_of, serving
 from helpers.tiny_runs import TEXTS
@@ -23,17 +23,17 @@ def test_jobs_with_the_same_key_become_one_batch():
     sizes = []
     thread = ComputingThread(4, lambda rows, _: sizes.append(rows))
     keys = ["a", "b", "a", None, "a", "b", None, "a", "a"]
-    jobs = []
+    calls = []
     for number, key in enumerate(keys):
-        jobs.append(
-            Job(
+        calls.append(
+            QueuedCall(
                 compute=double,
                 arguments=number,
                 key=key,
             )
         )
-        thread.submit(jobs[-1])
-    jobs[4].result.cancel()  # its client has gone
+        thread.submit(calls[-1])
+    calls[4].result.cancel()  # its client has gone
     thread.start()
     thread.end()
     thread.join()
@@ -44,9 +44,9 @@ def test_jobs_with_the_same_key_become_one_batch():
         [6],
     ]
     assert sizes == [4, 2, 1, 1]
-    assert jobs.pop(4).result.cancelled()
-    for job in jobs:
-        assert job.result.result() == 2 * job.arguments
+    assert calls.pop(4).result.cancelled()
+    for call in calls:
+        assert call.result.result() == 2 * call.arguments
 
 
 @pytest.mark.parametrize(
@@ -63,25 +63,25 @@ def test_error_reaches_only_the_job_that_caused_it(error):
         return [2 * number for number in numbers]
 
     thread = ComputingThread(4)
-    jobs = [
-        Job(
+    calls = [
+        QueuedCall(
             compute=double_unless_13,
             arguments=number,
             key="a",
         )
         for number in (13, 14)
     ]
-    for job in jobs:
-        thread.submit(job)
+    for call in calls:
+        thread.submit(call)
     thread.start()
     thread.end()
     thread.join()
     with pytest.raises(type(error)):
-        jobs[0].result.result()
-    assert jobs[1].result.result() == 28
+        calls[0].result.result()
+    assert calls[1].result.result() == 28
 
 
-def wait_for_jobs(compute: ComputingThread, num: int) -> None:
+def wait_for_calls(compute: ComputingThread, num: int) -> None:
     while len(compute) < num:
         time.sleep(0.01)
 
@@ -108,11 +108,11 @@ def test_clients_are_answered_from_one_batch(runs):
     with serving(runs["vqa"]) as client, ThreadPoolExecutor(len(requests)) as threads:
         compute = service_of(client).compute
         go = threading.Event()
-        compute.submit(Job(compute=lambda _: [go.wait(60)], arguments=None))
+        compute.submit(QueuedCall(compute=lambda _: [go.wait(60)], arguments=None))
         answers = []
         for request in requests:
             answers.append(threads.submit(client.post, VQA, json=as_json(request)))
-        wait_for_jobs(compute, len(requests))
+        wait_for_calls(compute, len(requests))
         go.set()
         *good, mistake = [answer.result() for answer in answers]
         compute.end()
@@ -129,7 +129,7 @@ def test_clients_are_answered_from_one_batch(runs):
             probabilities = [item.probability for item in expected]
             assert [item["probability"] for item in row] == pytest.approx(probabilities, rel=1e-4)
     assert 'eve_requests_total{call="/v1/runs/vqa/answer",status="200"} 3.0' in metrics
-    # one job that waits, and three requests of two rows and a mistake of one
+    # one call that waits, and three requests of two rows and a mistake of one
     assert "eve_batch_rows_sum 8.0" in metrics
     assert "eve_batch_rows_count 2.0" in metrics
 
@@ -140,10 +140,10 @@ def test_server_whose_thread_has_ended_is_not_healthy(runs):
 
     with serving(runs["vqa"]) as client:
         compute = service_of(client).compute
-        job = Job(compute=leave, arguments=None)
-        compute.submit(job)
+        call = QueuedCall(compute=leave, arguments=None)
+        compute.submit(call)
         with pytest.raises(RuntimeError, match="SystemExit"):  # the loop would end with SystemExit
-            job.result.result(60)
+            call.result.result(60)
         assert client.get("/healthz").json() == {"status": "ok"}
         compute.end()
         compute.join()

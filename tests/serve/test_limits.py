@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi import Request
 
-from eve_vl.serve.computing_thread import Job
+from eve_vl.serve.computing_thread import QueuedCall
 from eve_vl.serve.limits import DECODERS, MB, Limits
 from eve_vl.serve.refusals import RequestRefusedError
 from eve_vl.serve.request_body import read_body
@@ -75,7 +75,7 @@ def test_full_queue_full_memory_and_a_long_wait_are_503(runs):
         assert_busy(client.post(VQA, json=QUESTION), "too many large requests")
         reservations.num_bytes = 0
         go = threading.Event()
-        service.compute.submit(Job(compute=lambda _: [go.wait(60)], arguments=None))
+        service.compute.submit(QueuedCall(compute=lambda _: [go.wait(60)], arguments=None))
         assert_busy(client.post(VQA, json=QUESTION), "has waited for 0.05 s")
         assert len(service.compute) == 0  # nor are its images kept for a turn that does not come
         go.set()
@@ -106,7 +106,7 @@ def test_images_are_decoded_on_few_threads_and_others_wait(runs, monkeypatch):
         endpoint = service.endpoints["vqa"]["answer"]
         prepare = endpoint.prepare
 
-        def wait_and_prepare(body: bytes) -> Job:
+        def wait_and_prepare(body: bytes) -> QueuedCall:
             go.wait(60)
             return prepare(body)
 
@@ -129,7 +129,7 @@ def test_images_are_never_decoded_by_the_thread_of_the_connections(runs, monkeyp
         endpoints = service_of(client).endpoints["vqa"]
         for name in ("encode_image", "encode_text"):
 
-            def note_and_prepare(body: bytes, prepare=endpoints[name].prepare) -> Job:
+            def note_and_prepare(body: bytes, prepare=endpoints[name].prepare) -> QueuedCall:
                 threads.append(threading.get_ident())
                 return prepare(body)
 

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from eve_vl.eve import Eve
 from eve_vl.serve import server
 from eve_vl.serve.application import application
-from eve_vl.serve.computing_thread import Job
+from eve_vl.serve.computing_thread import QueuedCall
 from eve_vl.serve.limits import MB, Limits
 from eve_vl.serve.server import Server, listening, settings
 from eve_vl.utils.errors import UserError
@@ -88,7 +88,7 @@ class RunningServer:
         compute = self.app.state.service.compute
         wait_until(compute.is_alive)
         go = threading.Event()
-        compute.submit(Job(compute=lambda _: [go.wait(60)], arguments=None))
+        compute.submit(QueuedCall(compute=lambda _: [go.wait(60)], arguments=None))
         return go
 
 

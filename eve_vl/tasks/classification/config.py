@@ -11,6 +11,7 @@ class ClassificationConfig(TaskConfig):
 
     name: ClassVar[str] = "classification"
     title: ClassVar[str] = "classification"
+    small_recipe: ClassVar[str] = "labels_small"
     inputs: Literal["image", "text", "both"] = "image"
     """Model input; rows may hold more."""
     multilabel: bool = False

@@ -10,6 +10,7 @@ class NLVR2Config(TaskConfig):
 
     name: ClassVar[str] = "nlvr2"
     title: ClassVar[str] = "statements about two images (NLVR2)"
+    small_recipe: ClassVar[str] = "statements_small"
     of_pairs: ClassVar[tuple[str, ...]] = ("name",)
     head: Literal["concat", "paired", "compare"] = "concat"
     """concat: the two text [CLS] states side by side. paired: each side attends to the other first

@@ -36,6 +36,7 @@ class RetrievalConfig(TaskConfig, ContrastOptions):
 
     name: ClassVar[str] = "retrieval"
     title: ClassVar[str] = "image–text retrieval"
+    small_recipe: ClassVar[str] = "search_small"
     augments_captions: ClassVar[bool] = True
     evaluation: ClassVar[type[EvaluationFlags]] = SearchFlags
     of_pairs: ClassVar[tuple[str, ...]] = ("itm_weight",)

@@ -15,6 +15,7 @@ class VQAConfig(TaskConfig):
 
     name: ClassVar[str] = "vqa"
     title: ClassVar[str] = "visual question answering"
+    small_recipe: ClassVar[str] = "questions_small"
     of_pairs: ClassVar[tuple[str, ...]] = ("name",)
     answers: Path | None = None
     """Answer list: a JSON list, one answer a line, or BEiT-3's answer2label.txt; default: built

@@ -11,7 +11,7 @@ from eve_vl.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Job:
+class LearnTask:
     """A task that `eve learn` trains for."""
 
     rows: str
@@ -23,16 +23,16 @@ class Job:
     """Name of a row in messages."""
 
 
-JOBS = {
-    "search": Job("captions", "retrieval", "search_small", "captioned image"),
-    "questions": Job("questions", "vqa", "questions_small", "question"),
-    "statements": Job("statements", "nlvr2", "statements_small", "statement"),
-    "labels": Job("labels", "classification", "labels_small", "labelled image"),
+LEARN_TASKS = {
+    "search": LearnTask("captions", "retrieval", "search_small", "captioned image"),
+    "questions": LearnTask("questions", "vqa", "questions_small", "question"),
+    "statements": LearnTask("statements", "nlvr2", "statements_small", "statement"),
+    "labels": LearnTask("labels", "classification", "labels_small", "labelled image"),
 }
 
 
-def job_of_sources(data: DataConfig) -> str:
-    """Return the name of the job that the first rows of the first source suggest.
+def learn_task_of_sources(data: DataConfig) -> str:
+    """Return the name of the task that the first rows of the first source suggest.
 
     Raises UserError if it holds nothing to learn from.
     """
@@ -42,8 +42,8 @@ def job_of_sources(data: DataConfig) -> str:
     kind = next((row.KIND for _, row in usable_rows(source, first_rows)), "captions")
     if kind == "labels" and "captions" in columns:
         return "search"
-    for name, job in JOBS.items():
-        if job.rows == kind:
+    for name, learn_task in LEARN_TASKS.items():
+        if learn_task.rows == kind:
             return name
 
     problem = f"holds {kind} only; eve learn needs captions, questions, statements or labels"
