@@ -94,7 +94,7 @@ def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
         [*dict.fromkeys(" ".join(CAPTIONS).split()), *(f"word{number}" for number in range(20_000))]
     )
     share = 1 / np.arange(1, len(vocabulary) + 1)
-    kinds = rng.normal(size=(NUM_KINDS, store.facts["dim"])).astype(np.float32)
+    kinds = rng.normal(size=(NUM_KINDS, store.made_by.dim)).astype(np.float32)
     store.db.execute("INSERT INTO source VALUES (1, '/nowhere', '{}')")
     for start in range(0, num, CHUNK):
         slots = list(range(start, min(start + CHUNK, num)))

@@ -25,7 +25,7 @@ def _run_of_index(folder: Path) -> Path:
 
     folder = expand_user(folder)
     database = Database.open(folder, verified=False)  # a search verifies it later
-    run = Path(database.facts["run"])
+    run = Path(database.made_by.run)
     if not is_hub_name(run) and not folder_of(run).exists():
         raise UserError(
             f"{run}: no such run, which made {folder}; "

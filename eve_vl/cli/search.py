@@ -140,6 +140,11 @@ def _write_page(path: Path, title: str, index: "Index", hits: "Hits") -> Path:
             thumbnail = index.image(hit.id).whole(THUMBNAIL_SIDE)
         thumbnails.append((hit, thumbnail))
     section = Section("found", "Hits", draw("search_sections.html", "hits", hits=thumbnails))
-    facts = index.database.facts
-    page = document("search.html", [section], title=title, facts=facts, counts=index.counts())
+    page = document(
+        "search.html",
+        [section],
+        title=title,
+        made_by=index.database.made_by,
+        counts=index.counts(),
+    )
     return write_page(path, page)

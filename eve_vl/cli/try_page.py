@@ -70,13 +70,13 @@ def _update_index(eve: "Eve", out: Path, user_sources: Sequence[str]) -> Path:
     """Index the icons and the user's sources, drop those of earlier calls, return the folder."""
     from eve_vl.search.index import Index
     from eve_vl.search.index_files import DATABASE
-    from eve_vl.search.run_fingerprint import run_fingerprint
+    from eve_vl.search.run_fingerprint import RunFingerprint
     from eve_vl.search.schema import FORMAT
     from eve_vl.search.sources import source_name
 
     icons = unpack_icons(out / "icons")
     # a later version of the package may ship other weights
-    folder = out / f"index-{run_fingerprint(eve.run)['weights'][:8]}-{FORMAT}"
+    folder = out / f"index-{RunFingerprint.of(eve.run).weights[:8]}-{FORMAT}"
     sources = [source_name(source) for source in (icons, *user_sources)]
     dropped = []
     if (folder / DATABASE).is_file():

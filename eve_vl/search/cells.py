@@ -6,7 +6,9 @@ cells is chosen by recall against the exact search.
 Letters: Q queries, K best, d width of features.
 """
 
+import dataclasses
 import time
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -41,13 +43,35 @@ def load_faiss() -> ModuleType | None:
     return faiss
 
 
-def current_facts(database: Database) -> dict[str, Any] | None:
-    """Return the facts of the cells, None unless they are complete and up to date."""
+@dataclass(frozen=True)
+class CellFacts:
+    """What the index says about the file of its cells."""
+
+    trained: int
+    """Images when the centres were trained."""
+    made: int
+    """Time of the last update, in nanoseconds."""
+    size: int
+    """Bytes of the file."""
+    checksum: int
+
+
+def read_facts(database: Database) -> CellFacts | None:
+    """Return the facts of the last update, None without one."""
     facts = database.read_fact(CELLS_FACT)
-    if not facts or database.rows("SELECT 1 FROM cell_change LIMIT 1"):
+    if not facts:
+        return None
+    names = [field.name for field in dataclasses.fields(CellFacts)]
+    return CellFacts(*[facts[name] for name in names])
+
+
+def current_facts(database: Database) -> CellFacts | None:
+    """Return the facts of the cells, None unless they are complete and up to date."""
+    facts = read_facts(database)
+    if facts is None or database.rows("SELECT 1 FROM cell_change LIMIT 1"):
         return None
     path = database.folder / CELLS
-    if not path.is_file() or facts["size"] != path.stat().st_size:
+    if not path.is_file() or facts.size != path.stat().st_size:
         return None
     return facts
 
@@ -57,7 +81,7 @@ class Cells:
 
     def __init__(self, database: Database):
         self.database = database
-        self._facts: dict[str, Any] | None = None
+        self._facts: CellFacts | None = None
         self._cells: Any = None
 
     def topk(self, query_Qd: np.ndarray, k: int, num: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -75,7 +99,7 @@ class Cells:
         path = self.database.folder / CELLS
         try:
             if self._facts != facts:
-                if crc32(path) != facts["checksum"]:
+                if crc32(path) != facts.checksum:
                     raise RuntimeError
                 self._cells = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
                 self._facts = facts
@@ -108,13 +132,16 @@ def update_cells(database: Database, is_used: np.ndarray) -> None:
 
     slots = np.flatnonzero(is_used)
     rng = np.random.default_rng(0)
-    facts = database.read_fact(CELLS_FACT) or {}
-    cells = _former_cells(faiss, database, facts, num_images)
-    if cells is None:
+    facts = read_facts(database)
+    cells = None
+    if facts is not None:
+        cells = _former_cells(faiss, database, facts, num_images)
+    if facts is None or cells is None:
         cells = _train(faiss, database, slots, rng)
-        facts = {"cells": cells.nlist, "trained": num_images}
+        num_trained = num_images
         new_slots = slots
     else:
+        num_trained = facts.trained
         changes = database.rows("SELECT slot FROM cell_change ORDER BY slot")
         changed_slots = np.array(changes, dtype=np.int64).reshape(-1)
         cells.remove_ids(changed_slots)
@@ -125,7 +152,7 @@ def update_cells(database: Database, is_used: np.ndarray) -> None:
 
     recall = _choose_num_probed(cells, database, is_used, rng)
     _write(faiss, cells, database)
-    _store_facts(database, facts, cells.nprobe, recall)
+    _store_facts(database, num_trained)
     added = f" ({len(new_slots):,} of them added)" if len(new_slots) < num_images else ""
     print_line(
         f"{num_images:,} images in {cells.nlist:,} cells{added}, "
@@ -133,16 +160,14 @@ def update_cells(database: Database, is_used: np.ndarray) -> None:
     )
 
 
-def _former_cells(
-    faiss: ModuleType, database: Database, facts: dict[str, Any], num_images: int
-) -> Any:
+def _former_cells(faiss: ModuleType, database: Database, facts: CellFacts, num_images: int) -> Any:
     """Return the last update's cells, None if they are damaged or others fit better."""
-    if not facts or not facts["trained"] / 2 < num_images < 2 * facts["trained"]:
+    if not facts.trained / 2 < num_images < 2 * facts.trained:
         return None
     path = database.folder / CELLS
-    if not path.is_file() or path.stat().st_size != facts["size"]:
+    if not path.is_file() or path.stat().st_size != facts.size:
         return None
-    if crc32(path) != facts["checksum"]:
+    if crc32(path) != facts.checksum:
         return None
     return faiss.read_index(str(path))
 
@@ -211,17 +236,15 @@ def _write(faiss: ModuleType, cells: Any, database: Database) -> None:
         faiss.write_index(cells, faiss.PyCallbackIOWriter(file.write))
 
 
-def _store_facts(database: Database, facts: dict[str, Any], num_probed: int, recall: float) -> None:
+def _store_facts(database: Database, num_trained: int) -> None:
     """Store the facts of the cells, which are up to date now. Raises DamagedError."""
     path = database.folder / CELLS
-    facts = {
-        **facts,
-        "probed": num_probed,
-        "recall@10": recall,
-        "made": time.time_ns(),
-        "size": path.stat().st_size,
-        "checksum": crc32(path),
-    }
+    facts = CellFacts(
+        trained=num_trained,
+        made=time.time_ns(),
+        size=path.stat().st_size,
+        checksum=crc32(path),
+    )
     with index_errors(database.folder), database.db:
-        database.write_fact(CELLS_FACT, facts)
+        database.write_fact(CELLS_FACT, dataclasses.asdict(facts))
         database.db.execute("DELETE FROM cell_change")

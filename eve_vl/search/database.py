@@ -6,9 +6,11 @@ know, and the next update overwrites them.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import sqlite3
+import typing
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ from eve_vl.search.index_files import (
     index_errors,
     recreate_hint,
 )
-from eve_vl.search.run_fingerprint import COMPARED, run_fingerprint
+from eve_vl.search.run_fingerprint import RunFingerprint
 from eve_vl.search.schema import FORMAT, SCHEMA
 from eve_vl.search.vector_file import VectorFile
 from eve_vl.utils.errors import DamagedError, UserError, did_you_mean
@@ -32,9 +34,6 @@ from eve_vl.utils.file_io import atomic_file, has_fields, parse_json
 
 if TYPE_CHECKING:  # opening an index imports no torch, which takes seconds
     from eve_vl.run.loading import LoadedRun
-
-FACTS = {"run": str, "step": int, "weights": str, "tokenizer": str, "dim": int, "columns": list}
-"""Facts that every index has, with their types."""
 
 
 class Database:
@@ -46,12 +45,8 @@ class Database:
         self._db = db
         self._check = check
         weakref.finalize(self, db.close)
-        self.facts = _read_facts(db)
-        if not has_fields(self.facts, **FACTS):
-            raise DamagedError(
-                f"{folder / DATABASE}: its table of facts is damaged; {recreate_hint(folder)}"
-            )
-        dim = self.facts["dim"]
+        self.made_by = _read_maker(folder, db)
+        dim = self.made_by.dim
         self.images = VectorFile(folder / IMAGE_VECTORS, dim, check)
         self.texts = VectorFile(folder / CAPTION_VECTORS, dim, check)
 
@@ -69,14 +64,14 @@ class Database:
     def create(cls, folder: Path, run: "LoadedRun") -> "Database":
         """Open an index, or start one. Raises UserError if another run made it."""
         if not (folder / DATABASE).exists():
-            _create_tables(folder, run_fingerprint(run) | {"columns": []})
+            _create_tables(folder, RunFingerprint.of(run))
         database = cls.open(folder)
         database.require_run(run)
         run_name = name_of(run.folder)
-        if run_name != database.facts["run"]:  # the run was moved
+        if run_name != database.made_by.run:  # the run was moved
             with database.changing(), index_errors(folder), database.db:
                 database.write_fact("run", run_name)
-            database.facts["run"] = run_name
+            database.made_by = dataclasses.replace(database.made_by, run=run_name)
         return database
 
     @classmethod
@@ -144,13 +139,12 @@ class Database:
 
     def is_of(self, run: "LoadedRun") -> bool:
         """Return whether the index was made by these weights and with this tokenizer."""
-        fingerprint = run_fingerprint(run)
-        return all(self.facts[name] == fingerprint[name] for name in COMPARED)
+        return self.made_by.fits(run)
 
     def require_run(self, run: "LoadedRun") -> None:
         """Raise UserError if the index was made by other weights or another tokenizer."""
         if not self.is_of(run):
-            maker = f"{self.facts['run']}, step {self.facts['step']}"
+            maker = f"{self.made_by.run}, step {self.made_by.step}"
             raise UserError(
                 f"{self.folder}: was made by another run ({maker}) than {run.shown}, "
                 f"step {run.step}; their features do not compare; "
@@ -158,8 +152,9 @@ class Database:
             )
 
 
-def _create_tables(folder: Path, facts: dict[str, Any]) -> None:
+def _create_tables(folder: Path, made_by: RunFingerprint) -> None:
     """Write a database without images. Raises DamagedError."""
+    facts = {**dataclasses.asdict(made_by), "columns": []}
     values = [(name, json.dumps(value)) for name, value in facts.items()]
     with (
         index_errors(folder),
@@ -171,13 +166,22 @@ def _create_tables(folder: Path, facts: dict[str, Any]) -> None:
         db.executemany("INSERT INTO fact VALUES (?, ?)", values)
 
 
-def _read_facts(db: sqlite3.Connection) -> dict[str, Any]:
-    """Return all facts; empty if a value is damaged."""
+def _read_maker(folder: Path, db: sqlite3.Connection) -> RunFingerprint:
+    """Return the fingerprint of the run that made an index.
+
+    Raises DamagedError, also if another fact is damaged.
+    """
     rows = db.execute("SELECT name, value FROM fact")
     try:
-        return {name: parse_json(value) for name, value in rows}
+        facts = {name: parse_json(value) for name, value in rows}
     except (TypeError, ValueError):
-        return {}
+        facts = {}
+    types = typing.get_type_hints(RunFingerprint)
+    if not has_fields(facts, **types, columns=list):
+        raise DamagedError(
+            f"{folder / DATABASE}: its table of facts is damaged; {recreate_hint(folder)}"
+        )
+    return RunFingerprint(**{name: facts[name] for name in types})
 
 
 def _missing_index_error(folder: Path) -> UserError:

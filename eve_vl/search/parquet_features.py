@@ -26,7 +26,7 @@ from eve_vl.predict.batching import chunked
 from eve_vl.search.file_stamps import file_state
 from eve_vl.search.pending_images import PendingImage
 from eve_vl.search.prefetch import THREADS, prefetch
-from eve_vl.search.run_fingerprint import run_fingerprint
+from eve_vl.search.run_fingerprint import RunFingerprint
 from eve_vl.search.sources import OpenSource, open_each
 from eve_vl.utils.console import print_line, progress
 from eve_vl.utils.errors import UserError
@@ -54,13 +54,27 @@ class Part:
 
 
 @dataclass
+class FeatureRow:
+    """The columns of a row next to its feature."""
+
+    name: str
+    path: str | None
+    offset: int | None
+    """Start of the image in the file, if the file holds several."""
+    size: int | None
+    hash: str
+    captions: Sequence[str]
+    columns: str
+    """The columns of the source, as JSON."""
+
+
+@dataclass
 class PartContent:
     """The rows of a part whose images could be used, and what could not."""
 
     features: list[np.ndarray] = field(default_factory=list)
     """Float16 (B, d) for each batch."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """Values of the other columns, by column."""
+    rows: list[FeatureRow] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     """Names of unusable rows, with the reasons."""
     bad_captions: dict[str, str] = field(default_factory=dict)
@@ -173,7 +187,7 @@ class FeatureParts:
                 assert image.record is not None
                 if image.record.problem:
                     content.bad_captions[image.name] = image.record.problem
-                content.rows.append(_row_values(image))
+                content.rows.append(_feature_row(image))
         return content
 
     def _usable_rows(self, number: int, skipped: dict[str, str]) -> Iterator[PendingImage]:
@@ -194,11 +208,11 @@ def _facts(
     encoder: Any, sources: Sequence[OpenSource], part_rows: int, batch_size: int
 ) -> dict[str, object]:
     """Return what the features of a folder depend on."""
-    run = run_fingerprint(encoder.run)
+    run = RunFingerprint.of(encoder.run)
     facts: dict[str, object] = {
-        "run": f"{run['run']}, step {run['step']}",
-        "format": run["format"],
-        "weights": run["weights"],
+        "run": f"{run.run}, step {run.step}",
+        "format": run.format,
+        "weights": run.weights,
         "rows per part": part_rows,
         "batch size": batch_size,
     }
@@ -208,23 +222,23 @@ def _facts(
     return facts
 
 
-def _row_values(image: PendingImage) -> dict[str, Any]:
-    """Return the values of a row, apart from its features, by column."""
+def _feature_row(image: PendingImage) -> FeatureRow:
+    """Return the columns of a row next to its feature."""
     assert image.record is not None
     columns = dict(image.record.columns)
-    return {
-        "name": image.name,
-        "path": image.stamp.path,
-        "offset": image.stamp.start,
-        "size": image.stamp.size,
-        "hash": image.digest.hex(),
-        "captions": image.record.captions,
-        "columns": json.dumps(columns, ensure_ascii=False, sort_keys=True),
-    }
+    return FeatureRow(
+        name=image.name,
+        path=image.stamp.path,
+        offset=image.stamp.start,
+        size=image.stamp.size,
+        hash=image.digest.hex(),
+        captions=image.record.captions,
+        columns=json.dumps(columns, ensure_ascii=False, sort_keys=True),
+    )
 
 
 def _arrow_table(
-    features_Nd: np.ndarray, rows: Sequence[dict[str, Any]], metadata: dict[bytes, str]
+    features_Nd: np.ndarray, rows: Sequence[FeatureRow], metadata: dict[bytes, str]
 ) -> Any:
     """Return the Arrow table of a part."""
     import pyarrow as pa
@@ -240,12 +254,9 @@ def _arrow_table(
         "captions": pa.list_(pa.string()),
         "columns": pa.string(),
     }
-    columns: dict[str, Any] = {}
-    for name in types:
-        if name == "feature":
-            columns[name] = pa.FixedSizeListArray.from_arrays(features_Nd.reshape(-1), dim)
-        else:
-            columns[name] = [row[name] for row in rows]
+    columns = {"feature": pa.FixedSizeListArray.from_arrays(features_Nd.reshape(-1), dim)}
+    for name in list(types)[1:]:
+        columns[name] = [getattr(row, name) for row in rows]
     return pa.table(columns, schema=pa.schema(types, metadata=metadata))
 
 

@@ -99,7 +99,7 @@ def test_eve_try_finds_icons_and_own_images_by_text(eve, tmp_path, run, few_icon
     assert f"tried/{folder.name}: {counts}" in done.stdout
 
     index = Index.open(folder, run)
-    assert index.database.facts["run"] == "builtin:drawings"
+    assert index.database.made_by.run == "builtin:drawings"
     hearts = {hit.name for hit in index.search("heart", top=2, by="vectors")}
     assert hearts == {f"{tmp_path}/tried/icons/heart.png", f"{own_images}/one.png"}
     all_hits = index.search_each(few_icons, [None] * len(few_icons))
