@@ -13,23 +13,30 @@ from eve_vl.recipes import get_finetune_recipe, get_recipe
 
 PRETRAIN = "pretrain"
 SCRATCH = "_scratch"  # end of the names of runs from random weights
-# the longest first, so that all cores finish at about the same time
 TASKS = ("vqa", "nlvr2", "retrieval")
+FINE_TUNINGS = (
+    "vqa_scratch",
+    "nlvr2_scratch",
+    "vqa",
+    "retrieval_scratch",
+    "nlvr2",
+    "retrieval",
+)
+"""All fine-tunings in an order in which two cores finish at about the same time."""
 
 
 def plan(out: Path) -> dict[str, Config]:
     """Return the config of every run by name, in the order in which they may start."""
     pretrain = replace(get_recipe("demo"), out=out / PRETRAIN)
     configs = {PRETRAIN: pretrain}
-    for suffix in (SCRATCH, ""):
-        for task in TASKS:
-            name = task + suffix
-            configs[name] = replace(
-                get_finetune_recipe(f"demo_{task}", pretrain),
-                init=pretrain.out,
-                scratch=suffix == SCRATCH,
-                out=out / name,
-            )
+    for name in FINE_TUNINGS:
+        task = name.removesuffix(SCRATCH)
+        configs[name] = replace(
+            get_finetune_recipe(f"demo_{task}", pretrain),
+            init=pretrain.out,
+            scratch=name.endswith(SCRATCH),
+            out=out / name,
+        )
     return {name: with_one_thread(config) for name, config in configs.items()}
 
 

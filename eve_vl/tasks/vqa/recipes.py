@@ -36,7 +36,7 @@ def demo_vqa(init: Config) -> Config:
 
     eve finetune demo_vqa --init runs/demo/pretrain
     """
-    return at_small_scale(init, "demo_vqa", VQAConfig(), steps=1200, validations=1, **FAST_ANSWERS)
+    return at_small_scale(init, "demo_vqa", VQAConfig(), steps=1100, validations=1, **FAST_ANSWERS)
 
 
 @starts_from("scenes")
