@@ -17,7 +17,7 @@ from eve_vl.config.task import TaskConfig
 FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
 Routing = Literal["dropless", "reference", "reference-dropless"]
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
-Stem = Literal["linear", "conv", "patch_conv"]
+Stem = Literal["linear", "conv", "residual_conv", "patch_conv"]
 # of LayerNorm
 NORM_EPS = 1e-6
 BERT_EPS = 1e-12
@@ -100,8 +100,9 @@ class EveModelConfig(ModelConfig):
     stem: Stem = "linear"
     """From pixels to patches. linear: one projection per patch, as in the paper. conv: overlapping
     convolutions of stride 2 with batch normalisation (Xiao et al. 2021), which see masked patches
-    as grey; small models learn sooner (LOG.md). patch_conv: 2 × 2 convolutions of stride 2 without
-    overlap."""
+    as grey; small models learn sooner (LOG.md). residual_conv: the same with residual blocks
+    between them; small models learn photographs better. patch_conv: 2 × 2 convolutions of stride 2
+    without overlap."""
     depth: Depth = 12
     """Number of blocks."""
     num_heads: Width = 12
@@ -228,8 +229,8 @@ class DualEncoderConfig(ModelConfig):
     """Whether pairs have states of their own."""
     stem: Stem = "linear"
     """From pixels to patches. linear: one projection per patch. conv: overlapping convolutions with
-    batch normalisation, which see masked patches as grey. patch_conv: 2 × 2 convolutions of stride
-    2 without overlap."""
+    batch normalisation, which see masked patches as grey. residual_conv: the same with residual
+    blocks between them. patch_conv: 2 × 2 convolutions of stride 2 without overlap."""
     image_depth: Depth = 12
     """Blocks of the image tower."""
     text_depth: Depth = 12

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from eve_vl.config import Config
-from eve_vl.data.augmentations import PHOTO_AUGMENTATIONS, augment, photo_augmentation
+from eve_vl.data.augmentations import augment, rand_augment
 from eve_vl.data.batches import RowBatch, Sample
 from eve_vl.data.crops import eval_crop, train_crop
 from eve_vl.data.decoding import decode
@@ -52,8 +52,8 @@ class RowDataset(SampleSet):
         self.sources = sources
         self.training = training
         self.seed = config.train.seed if training else EVAL_SEED
-        if training and config.data.augment in PHOTO_AUGMENTATIONS:
-            photo_augmentation(config.data.augment)  # imported once, before there are workers
+        if training and config.data.augment == "rand":
+            rand_augment()  # imported once, before there are workers
 
     @classmethod
     def kind_of(cls, config: Config) -> str:

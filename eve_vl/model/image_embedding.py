@@ -32,10 +32,11 @@ class ImageEmbed(nn.Module):
         self.sizes = sizes
         if stem == "linear":
             self.proj = nn.Linear(sizes.patch_dim, embed_dim)
-        elif stem == "conv":
-            self.proj = ConvStem(embed_dim, sizes.patch_size)
-        else:
+        elif stem == "patch_conv":
             self.proj = PatchConvStem(embed_dim, sizes.patch_size)
+        else:
+            residual = stem == "residual_conv"
+            self.proj = ConvStem(embed_dim, sizes.patch_size, residual=residual)
         self.cls = nn.Parameter(torch.empty(embed_dim)) if has_cls else None
         self.positions = None
         if has_positions:

@@ -42,14 +42,32 @@ class ViewNorm(nn.Module):
         )
 
 
+class ResidualBlock(nn.Module):
+    """Two convolutions 3 × 3 of one width, added to their input (He et al. 2016)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+        self.norm1 = ViewNorm(width)
+        self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+        self.norm2 = ViewNorm(width)
+
+    def forward(self, x_BXHW: Tensor, *, is_masked: bool) -> Tensor:
+        """Return features of the shape of the input."""
+        change_BXHW = self.norm1(self.conv1(x_BXHW), is_masked=is_masked).relu_()
+        change_BXHW = self.norm2(self.conv2(change_BXHW), is_masked=is_masked)
+        return change_BXHW.add_(x_BXHW).relu_()
+
+
 class ConvStem(nn.Module):
     """Convolutions 3 × 3 that halve the sides to one place per patch, then 1 × 1.
 
     Each doubles the channels (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").
-    The last has embed_dim; of more than four, all from the fourth on.
+    The last has embed_dim; of more than four, all from the fourth on. With `residual`, a residual
+    block follows each convolution but the first, whose places are too many.
     """
 
-    def __init__(self, embed_dim: int, patch_size: int):
+    def __init__(self, embed_dim: int, patch_size: int, *, residual: bool = False):
         super().__init__()
         num_halvings = patch_size.bit_length() - 1
         num_doublings = min(num_halvings, 4)
@@ -62,13 +80,16 @@ class ConvStem(nn.Module):
             for in_width, out_width in pairwise(widths)
         )
         self.norms = nn.ModuleList(ViewNorm(width) for width in widths[1:])
+        self.blocks = nn.ModuleList(ResidualBlock(width) for width in widths[2:] if residual)
         self.proj = nn.Conv2d(widths[-1], embed_dim, kernel_size=1)
 
     def forward(self, pixels_BCHW: Tensor, *, is_masked: bool = False) -> Tensor:
         """Embed (B, 3, H, W) to (B, P, D). is_masked: patches are masked in grey."""
         x_BXHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)  # faster on a CPU
-        for conv, norm in zip(self.convs, self.norms, strict=True):
+        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x_BXHW = norm(conv(x_BXHW), is_masked=is_masked).relu_()
+            if self.blocks and number > 0:
+                x_BXHW = self.blocks[number - 1](x_BXHW, is_masked=is_masked)
         return self.proj(x_BXHW).flatten(2).mT
 
 

@@ -49,7 +49,7 @@ class CellFacts:
 
     trained: int
     """Images when the centres were trained."""
-    made: int
+    updated_at: int
     """Time of the last update, in nanoseconds."""
     size: int
     """Bytes of the file."""
@@ -241,7 +241,7 @@ def _store_facts(database: Database, num_trained: int) -> None:
     path = database.folder / CELLS
     facts = CellFacts(
         trained=num_trained,
-        made=time.time_ns(),
+        updated_at=time.time_ns(),
         size=path.stat().st_size,
         checksum=crc32(path),
     )

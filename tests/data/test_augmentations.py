@@ -1,4 +1,4 @@
-"""Augmentations of drawings, compared with slow loops."""
+"""Augmentations, compared with torchvision and slow loops."""
 
 import colorsys
 from collections import Counter
@@ -6,9 +6,44 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
-from eve_vl.data.augmentations import random_ink, random_strokes
+from eve_vl.data.augmentations import color_jitter, random_ink, random_strokes
+
+
+def test_colour_jitter_is_torchvisions_where_nothing_is_clipped():
+    middle = np.random.default_rng(0).integers(110, 140, (3, 9, 7), dtype=np.uint8)
+    changes = (
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+    )
+    orders = set()
+    for seed in range(60):
+        jittered = color_jitter(middle, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        factors = rng.uniform(0.6, 1.4, 3)
+        order = rng.permutation(3)
+        expected = torch.from_numpy(middle) / 255
+        for number in order:
+            expected = changes[number](expected, factors[number])
+        assert jittered.dtype == np.uint8
+        np.testing.assert_allclose(jittered, 255 * expected.numpy(), atol=0.51)
+        orders.add(tuple(order.tolist()))
+    assert len(orders) == 6
+
+
+def test_colour_jitter_clips_what_is_too_dark_or_too_light():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 2, (3, 8, 8), dtype=np.uint8) * 255
+    jittered = np.stack([color_jitter(image, rng) for _ in range(50)])
+    is_light = jittered[:, image == 255]
+    is_dark = jittered[:, image == 0]
+    assert (is_light.mean(axis=1) > is_dark.mean(axis=1)).all()
+    assert (jittered == 255).any()
+    assert (jittered == 0).any()
 
 
 def test_recolouring_keeps_lines_and_is_grey_or_inked_half_of_the_time():

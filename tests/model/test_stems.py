@@ -6,9 +6,10 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation
 
-from eve_vl.model.stems import ConvStem
+from eve_vl.model.stems import ConvStem, ResidualBlock
 from helpers.tiny_encoder import encoder, pixels
 
 
@@ -17,8 +18,8 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def conv_embedding() -> Any:
-    return encoder(stem="conv").image
+def conv_embedding(stem: str = "conv") -> Any:
+    return encoder(stem=stem).image
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -52,6 +53,37 @@ def test_convolutions_equal_torchvisions_blocks(is_masked, training):
         assert torch.equal(getattr(norm, unused).running_mean, mean_before)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_residual_block_equals_torchvisions(is_masked, training):
+    block: Any = ResidualBlock(8).train(training)
+    twin: Any = BasicBlock(8, 8).train(training)
+    used = "hidden" if is_masked else "whole"
+    for number in ("1", "2"):
+        norm = getattr(block, f"norm{number}")
+        averages = getattr(norm, used)
+        averages.running_mean.normal_()
+        averages.running_var.uniform_(0.5, 2)
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        twin_norm = getattr(twin, f"bn{number}")
+        scales = {"weight": norm.weight, "bias": norm.bias}
+        twin_norm.load_state_dict(scales | averages.state_dict())
+        twin_conv = getattr(twin, f"conv{number}")
+        twin_conv.load_state_dict(getattr(block, f"conv{number}").state_dict())
+
+    features = torch.randn(2, 8, 6, 6)
+    expected = twin(features)
+    torch.testing.assert_close(block(features, is_masked=is_masked), expected)
+
+
+def test_a_residual_block_follows_each_convolution_but_the_first():
+    stem = ConvStem(192, 16, residual=True)
+    assert [cast(ResidualBlock, block).conv1.out_channels for block in stem.blocks] == [48, 96, 192]
+    assert stem(torch.zeros(2, 3, 128, 64)).shape == (2, 32, 192)
+    assert not ConvStem(192, 16).blocks
+
+
 @pytest.mark.parametrize(
     ("patch_size", "widths"),
     [
@@ -66,8 +98,9 @@ def test_channels_double_up_to_the_fourth_convolution(patch_size, widths):
     assert stem(torch.zeros(2, 3, 128, 64)).shape == (2, 128 * 64 // patch_size**2, 192)
 
 
-def test_convolutions_see_nothing_of_masked_patches():
-    embedding = conv_embedding()
+@pytest.mark.parametrize("stem", ["conv", "residual_conv"])
+def test_convolutions_see_nothing_of_masked_patches(stem):
+    embedding = conv_embedding(stem)
     images = pixels(2)
     keep = torch.tensor(
         [

@@ -94,11 +94,11 @@ class ContrastMatchConfig(MaskedSignalConfig, ContrastOptions):
         if (
             self.itc_masked_image
             and not trains_whole_images
-            and getattr(model, "stem", "") == "conv"
+            and getattr(model, "stem", "") in ("conv", "residual_conv")
         ):
             problems.append(
-                "itc_masked_image with model.stem conv, which must see whole images during "
-                "training "
-                "too: set task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
+                f"itc_masked_image with model.stem {model.stem}, which must see whole images "
+                "during training too: set task.mlm_weight or task.itm_weight above 0, or "
+                "model.stem to linear"
             )
         return problems
