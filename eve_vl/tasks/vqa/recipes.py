@@ -30,7 +30,7 @@ def vqa(init: Config) -> Config:
 
 @starts_from("demo")
 def demo_vqa(init: Config) -> Config:
-    """Questions about built-in scenes: two minutes on one core; accuracy 0.97.
+    """Questions about built-in scenes: two minutes on one core; accuracy 0.96.
 
     It is part of `make demo`.
 
