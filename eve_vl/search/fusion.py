@@ -1,8 +1,10 @@
-"""Reciprocal rank fusion of the hits by words and by vectors.
+"""The order of hits by words and by vectors together.
 
-Images with a caption that is the query come first, then other literal matches; fusion orders each
-of these groups and the rest by the sum of 1 / (RRF + rank) by words and by vectors (Cormack et al.
-2009).
+Images with a caption that is the query come first, then other literal matches. Within each of these
+groups and the rest, a weighted sum of two scores decides, each scaled to 0 … 1 for the query: the
+BM25 of its words, and the cosine. Sums of scores rank better than sums of reciprocal ranks, which
+forget by how much one hit is better than the next (Bruch, Gai and Ingber 2023, "An Analysis of
+Fusion Functions for Hybrid Retrieval").
 
 Letters: N slots, K hits.
 """
@@ -15,9 +17,11 @@ from eve_vl.search.query_vectors import Target
 from eve_vl.search.vector_file import VectorFile
 from eve_vl.search.word_search import LITERAL, Matches
 
-RRF = 60.0
-DEPTH = 100  # nearest vectors whose ranks are fused; further ones follow by cosine
+WORDS_WEIGHT = 0.6  # of the score by words; the cosine has the rest
+UNKNOWN_WORDS = 0.7  # score by words of an image without captions, by its scaled cosine
+DEPTH = 100  # nearest vectors whose cosines count; further ones follow by cosine
 MOST_MATCHES = 1000  # matches of words that are fused
+LEAST_SPREAD = 1e-6  # of scores that are scaled: less comes from rounding
 
 
 class Nearest(NamedTuple):
@@ -55,7 +59,7 @@ def fuse(
     """Return the first `num` hits of a query in the fused order.
 
     nearest: None: only words count. matches: None: only vectors count. has_words: bool (N,); the
-    others rank as if they were the best match, because the words for these images are not known.
+    words for the others are not known, so their cosine stands in for them.
     """
     if matches is None:
         if nearest is None:
@@ -74,15 +78,36 @@ def fuse(
     slots_K = np.append(nearest.slots_K, further_slots)
     scores_K = np.append(nearest.scores_K, further_scores)
 
-    vector_place_K = np.arange(1, len(slots_K) + 1, dtype=float)
-    vector_place_K[DEPTH:] = np.inf  # so that the order does not depend on the number of hits
-    lacks_words_K = ~has_words_N[slots_K] & (vector_place_K <= DEPTH)
-    word_place_K = np.where(lacks_words_K, 1, matches.place_N[slots_K])
-    fused_K = 1 / (RRF + word_place_K) + 1 / (RRF + vector_place_K)
-
-    group_K = np.minimum(matches.tier_N[slots_K], LITERAL + 1)
-    is_literal_K = group_K <= LITERAL
+    # what counts must not depend on how many of the nearest are asked for
+    is_compared_K = np.isin(slots_K, matched_slots)
+    is_compared_K[:DEPTH] = True
+    tier_K = matches.tier_N[slots_K]
+    group_K = np.where(is_compared_K, np.minimum(tier_K, LITERAL + 1), LITERAL + 1)
     if target.by_image:
         group_K = np.zeros(len(slots_K))
+
+    similarity_K = _scaled_cosines(scores_K, nearest)
+    best_relevance = matches.relevance_N.max(initial=0.0)
+    by_words_K = matches.relevance_N[slots_K] / max(best_relevance, LEAST_SPREAD)
+    by_words_K[~is_compared_K] = 0
+    lacks_words_K = ~has_words_N[slots_K]
+    by_cosine_K = np.where(lacks_words_K, UNKNOWN_WORDS * similarity_K, 0)
+    by_words_K = np.maximum(by_words_K, by_cosine_K)
+    fused_K = WORDS_WEIGHT * by_words_K + (1 - WORDS_WEIGHT) * similarity_K
+
     best_K = np.lexsort((-scores_K, -fused_K, group_K))[:num]
-    return Ranked(slots_K[best_K], scores_K[best_K], is_literal_K[best_K], nearest.first(DEPTH))
+    is_literal_K = tier_K[best_K] <= LITERAL
+    return Ranked(slots_K[best_K], scores_K[best_K], is_literal_K, nearest.first(DEPTH))
+
+
+def _scaled_cosines(scores_K: np.ndarray, nearest: Nearest) -> np.ndarray:
+    """Return cosines between 1, that of the nearest slot, and 0, that of the DEPTH-th nearest.
+
+    So they do not depend on the number of hits. Lower cosines are 0.
+    """
+    compared = nearest.first(DEPTH).scores_K
+    if not len(compared):
+        return np.zeros(len(scores_K))
+    highest = float(compared[0])
+    lowest = float(compared[-1])
+    return np.clip((scores_K - lowest) / max(highest - lowest, LEAST_SPREAD), 0, 1)

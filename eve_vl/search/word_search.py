@@ -38,8 +38,8 @@ class Matches(NamedTuple):
     """int64, best first."""
     tier_N: np.ndarray
     """EQUAL, LITERAL, ALL or SOME by slot; NONE: no match."""
-    place_N: np.ndarray
-    """Ranks from 1 by slot; equally good ones share a rank. Infinite without a match."""
+    relevance_N: np.ndarray
+    """BM25 of the query's words by slot, comparable across tiers; 0 without a match."""
 
 
 class Expression(NamedTuple):
@@ -58,6 +58,7 @@ def match_words(
     """
     tier_N = np.full(len(is_wanted_N), NONE)
     score_N = np.zeros(len(is_wanted_N))
+    relevance_N = np.zeros(len(is_wanted_N))
     most_listed = -1 if is_filtered else MOST_LISTED
     for tier, expressions in _expressions_of_tiers(table, query).items():
         sum_N = np.zeros(len(is_wanted_N))
@@ -66,10 +67,16 @@ def match_words(
         is_new_N = (sum_N > 0) & (tier_N == NONE) & is_wanted_N
         tier_N[is_new_N] = tier
         score_N[is_new_N] = sum_N[is_new_N]
+        # the BM25 of a whole phrase does not compare with that of its words
+        if tier != LITERAL:
+            relevance_N = np.maximum(relevance_N, sum_N)
     for slot in _slots_with_equal_caption(database, table, query):
         if slot < len(tier_N) and tier_N[slot] == LITERAL:
             tier_N[slot] = EQUAL
-    return _ranked(tier_N, score_N)
+    slots_W = np.flatnonzero(tier_N != NONE)
+    slots_W = slots_W[np.lexsort((-score_N[slots_W], tier_N[slots_W]))]
+    relevance_N[tier_N == NONE] = 0
+    return Matches(slots_W, tier_N, relevance_N)
 
 
 def content_terms(query: Query) -> list[tuple[str, float]]:
@@ -138,19 +145,6 @@ def _slots_with_equal_caption(database: Database, table: str, query: Query) -> l
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
-
-
-def _ranked(tier_N: np.ndarray, score_N: np.ndarray) -> Matches:
-    """Return matches in order, with their ranks."""
-    slots_W = np.flatnonzero(tier_N != NONE)
-    slots_W = slots_W[np.lexsort((-score_N[slots_W], tier_N[slots_W]))]
-    has_same_tier_W = np.diff(tier_N[slots_W], prepend=-1) == 0
-    has_same_score_W = np.diff(score_N[slots_W], prepend=0.0) == 0
-    is_tie_W = has_same_tier_W & has_same_score_W
-    place_W = np.where(is_tie_W, 0, np.arange(1, len(slots_W) + 1))
-    place_N = np.full(len(tier_N), np.inf)
-    place_N[slots_W] = np.maximum.accumulate(place_W)
-    return Matches(slots_W, tier_N, place_N)
 
 
 def has_phrase(database: Database, table: str, phrase: str, is_wanted_N: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from eve_vl.eve import Eve
+from eve_vl.search import fusion
 from eve_vl.search.hits import Hits
 from eve_vl.search.index import Index
 from helpers.indices import write_image
@@ -82,6 +83,14 @@ def test_list_is_the_beginning_of_each_longer_one(index, num_queries, options):
             assert hits.nothing_fits == longer.nothing_fits
             for hit, same_hit in zip(hits, longer, strict=False):
                 assert hit.fit == pytest.approx(same_hit.fit, abs=0.005)
+
+
+def test_matches_beyond_those_that_are_fused_keep_the_beginning(index, monkeypatch):
+    """A longer list looks at further vectors, whose words must not count then."""
+    monkeypatch.setattr(fusion, "MOST_MATCHES", 10)
+    longest = search(index, 100, top=200)
+    for hits, longer in zip(search(index, 100, top=100), longest, strict=True):
+        assert reasons(hits) == reasons(longer)[: len(hits)]
 
 
 def test_min_score_leaves_as_many_hits_as_were_asked_for(index):

@@ -6,16 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from eve_vl.eve import Eve
 from eve_vl.search import database
 from eve_vl.search.fit import FITS
-from eve_vl.search.fusion import DEPTH, RRF
+from eve_vl.search.fusion import DEPTH, UNKNOWN_WORDS, WORDS_WEIGHT
 from eve_vl.search.index import Index
-from eve_vl.search.query import Query
-from eve_vl.search.word_search import match_words
 from eve_vl.utils.errors import UserError
 from helpers.indices import CAPTIONED, write_captioned
 from helpers.source_files import write_jsonl
@@ -69,32 +66,41 @@ def test_captions_and_filtered_images_are_found_by_words(index):
     assert {"cat", "hotel"} <= set(by_words(index, "a")), "nothing else to look for"
 
 
-@pytest.mark.parametrize("query", ["dog", "hot dog", "a plate", "black cat"])
-def test_literal_matches_come_first_and_ranks_are_fused(index, query):
-    """By hand from the two lists."""
+@pytest.mark.parametrize("query", ["dog", "hot dog", "a plate", "black cat", "hot cat house"])
+def test_literal_matches_come_first_and_scores_are_fused(index, query):
+    """By hand: SQLite's BM25 of the words and the cosines, each scaled to 0 … 1."""
     assert len(CAPTIONED) < DEPTH
-    nearest = names(index.search(query, by="vectors", rerank=0))
+    cosine_of_name = {}
+    for hit in index.search(query, by="vectors", rerank=0):
+        cosine_of_name[Path(hit.name).stem] = hit.score
+    nearest = max(cosine_of_name.values())
+    farthest = min(cosine_of_name.values())
     literal = set()
     for name, caption in CAPTIONED.items():
         words = f"{caption} {name}".replace("_", " ")
         if re.search(rf"\b{query}s?\b", words):
             literal.add(name)
-    every_slot = np.ones(len(CAPTIONED), dtype=bool)
-    parsed = Query.parse(query)
-    matches = match_words(index.database, "image_words", parsed, every_slot, is_filtered=False)
-    place_of_name = {}
-    for path, slot in index.database.rows("SELECT name, slot FROM image"):
-        place_of_name[Path(path).stem] = matches.place_N[slot]
+
+    content_words = [word for word in query.split() if word != "a"]
+    bm25_of_name = dict.fromkeys(CAPTIONED, 0.0)
+    select = "SELECT name, -rank FROM image_words JOIN image ON slot = image_words.rowid "
+    for path, bm25 in index.database.rows(
+        select + "WHERE image_words MATCH ?", [" OR ".join(content_words)]
+    ):
+        bm25_of_name[Path(path).stem] = bm25
+    best_bm25 = max(bm25_of_name.values())
 
     def order(name: str) -> tuple[bool, float]:
-        word_place = place_of_name[name] if CAPTIONED[name] else 1  # its words are not known
-        vector_place = 1 + nearest.index(name)
-        return name in literal, 1 / (RRF + word_place) + 1 / (RRF + vector_place)
+        similarity = (cosine_of_name[name] - farthest) / (nearest - farthest)
+        by_words = bm25_of_name[name] / best_bm25
+        if not CAPTIONED[name]:  # its words are not known
+            by_words = UNKNOWN_WORDS * similarity
+        return name in literal, WORDS_WEIGHT * by_words + (1 - WORDS_WEIGHT) * similarity
 
     hits = index.search(query, rerank=0)
-    assert names(hits) == sorted(nearest, key=order, reverse=True)
+    assert names(hits) == sorted(CAPTIONED, key=order, reverse=True)
     assert {Path(hit.name).stem for hit in hits if hit.is_literal} == literal
-    matched = {name for name, place in place_of_name.items() if np.isfinite(place)}
+    matched = {name for name, bm25 in bm25_of_name.items() if bm25}
     assert matched == set(by_words(index, query))
     assert literal <= matched
 
