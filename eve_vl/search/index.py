@@ -39,7 +39,8 @@ from eve_vl.utils.file_io import expand_user, is_text
 Specs = str | Path | Iterable[str | Path]
 
 NUM_EXAMPLES = 7  # captions
-LONGEST_EXAMPLE = 80  # letters
+# letters: a short caption is more like a query than a sentence about a photograph
+LONGEST_EXAMPLES = (40, 80)
 MOST_FOLDERS = 5  # that a message names
 # masks of the latest filters that are kept; one takes a megabyte for a million images
 MOST_MASKS = 8
@@ -176,8 +177,11 @@ class Index:
         ends = [*starts[1:], num_slots]
         captions = []
         for start, end in zip(starts, ends, strict=True):
-            rows = self.database.rows(query, [start, end, LONGEST_EXAMPLE])
-            captions += [text for (text,) in rows]
+            for longest in LONGEST_EXAMPLES:
+                rows = self.database.rows(query, [start, end, longest])
+                captions += [text for (text,) in rows]
+                if rows:
+                    break
         return captions
 
     def captioned(self, texts: Sequence[str]) -> list[tuple[str, int]]:

@@ -7,6 +7,8 @@ import numpy as np
 
 from eve_vl.search import hits as hits_module
 from eve_vl.search.index import Index
+from helpers.indices import write_image
+from helpers.source_files import write_jsonl
 from helpers.tiny_runs import TEXTS
 
 
@@ -152,3 +154,23 @@ def test_command_line_finds_what_python_finds(
     assert "~/index: 19 images (1 gone)" in eve("index", "--out", "~/index").stdout
     output = eve("search", "~/index", "red", "--top", "2").stdout
     assert len(output.splitlines()) == 2
+
+
+def test_examples_are_short_captions_where_there_are_some(model, tmp_path):
+    sentence = "a photograph of a thing that somebody describes at some length"
+    captions = [f"{sentence} {number}" for number in range(70)]
+    short_captions = [f"thing {row}" for row in range(9, 70, 20)]
+    for row, caption in zip(range(9, 70, 20), short_captions, strict=True):
+        captions[row] = caption
+    captions[0] = 100 * "long "
+    rows = []
+    for number, caption in enumerate(captions):
+        write_image(tmp_path / f"{number}.png", number)
+        rows.append({"image": f"{number}.png", "caption": caption})
+    index = model.index(write_jsonl(tmp_path / "table.jsonl", rows), tmp_path / "index")
+    examples = index.examples()
+    assert len(examples) == 7
+    assert max(map(len, examples)) <= 80
+    short_examples = [caption for caption in examples if caption.startswith("thing")]
+    assert len(short_examples) >= 3
+    assert set(short_examples) <= set(short_captions)
