@@ -18,7 +18,7 @@ from eve_vl.config.generated_sources import generated
 from eve_vl.config.plugins import installed, origins, package_of
 from eve_vl.data.source_names import refuse_missing
 from eve_vl.recipes import get_recipe, recipes
-from eve_vl.recipes.registry import find_recipe
+from eve_vl.recipes.registry import at_random_weights, find_recipe
 from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.file_io import expand_user
@@ -65,7 +65,7 @@ def run_pretrain(argv: Sequence[str]) -> None:
 
 
 def run_finetune(argv: Sequence[str]) -> None:
-    """Fine-tune a run on a task: eve finetune RECIPE --init RUN [flags]."""
+    """Fine-tune a run, or random weights, on a task: eve finetune RECIPE --init RUN [flags]."""
     make_recipe = _named_recipe("finetune", argv)
     if make_recipe is None:
         return
@@ -84,9 +84,12 @@ def run_finetune(argv: Sequence[str]) -> None:
             "usual start; a run takes these values from --init. "
             f"eve help finetune {argv[0]} --init RUN shows those of RUN."
         )
+    elif "--scratch" in argv and not is_config_of_run:
+        recipe = at_random_weights(make_recipe)
     elif not is_config_of_run:
         raise UserError(
-            f"eve finetune {argv[0]} needs --init RUN to start from; --scratch takes only its shape"
+            f"eve finetune {argv[0]} needs --init RUN to start from, "
+            "or --scratch to start from random weights"
         )
     _train("finetune", argv, description, recipe, start)
 

@@ -36,8 +36,8 @@ class Config(Frozen):
     """Encoder parameters that the --init run may lack and that start at random, as name patterns,
     e.g. `encoder.blocks.*.ffn.*`. New heads need no mention."""
     scratch: bool = False
-    """Take only the shape and the tokenizer of --init; start from random weights, for
-    comparison."""
+    """Start from random weights. With --init, the run gives shape and tokenizer, for a comparison;
+    without it, the shape is the recipe's and a tokenizer is trained on the data."""
     input: InputConfig = field(default_factory=InputConfig)
     model: ModelConfig = field(default_factory=EveModelConfig)
     task: TaskConfig
@@ -91,13 +91,13 @@ class Config(Frozen):
     def _problems_of_start(self) -> list[str]:
         """Return the options about the run to start from that have no effect."""
         problems = []
-        if self.scratch and self.init is None:
-            problems.append("scratch limits what --init gives, but there is no --init; name a run")
+        if self.scratch and self.init is None and self.task.is_pretraining:
+            problems.append("scratch has no effect on pre-training, which starts at random weights")
         if self.init and self.tokenizer.path:
             problems.append(
                 "tokenizer.path has no effect with --init, which brings its run's tokenizer"
             )
-        if self.init is None and self.train.head_lr_multiplier != 1:
+        if self.init is None and not self.scratch and self.train.head_lr_multiplier != 1:
             problems.append(
                 "train.head_lr_multiplier has no effect without --init: all parameters are new"
             )

@@ -49,6 +49,12 @@ def get_finetune_recipe(name: str, init: Config) -> Config:
     return _recipe_by_name("finetune", name)(init)
 
 
+def at_random_weights(recipe: Recipe) -> Config:
+    """Return a fine-tuning recipe's config in the shape of its usual start, with random weights."""
+    start = get_recipe(getattr(recipe, "start", "base"))
+    return replace(recipe(start), init=None, scratch=True)
+
+
 def find_recipe(verb: str, name: str) -> Recipe:
     """Return a recipe of a verb (or of EITHER), given as a name, as FILE.py:NAME or as a run's
     config.json.

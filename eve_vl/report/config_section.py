@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eve_vl.config import Config, changed_flags, to_dict
 from eve_vl.pages.rendering import Section, draw
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.recipes.registry import is_recipe
+from eve_vl.recipes.registry import at_random_weights, find_recipe, is_recipe
 from eve_vl.run.loading import read_config
 from eve_vl.run.start_folder import start_folder
 from eve_vl.train.checkpoint_folders import chosen_checkpoint
@@ -57,8 +57,10 @@ def command_line(config: Config) -> str:
 
 def recipe_of(config: Config) -> RunRecipe:
     """Return the recipe of a run. Raises UserError for an unknown recipe."""
-    if not is_recipe("finetune", config.recipe) or config.init is None:
+    if not is_recipe("finetune", config.recipe):
         return RunRecipe(get_recipe(config.recipe), is_exact=True)
+    if config.init is None:
+        return RunRecipe(at_random_weights(find_recipe("finetune", config.recipe)), is_exact=True)
     try:
         init = read_config(chosen_checkpoint(start_folder(config.init)))
         return RunRecipe(get_finetune_recipe(config.recipe, init), is_exact=True)
@@ -71,6 +73,10 @@ def _command_line(config: Config, recipe: RunRecipe) -> str:
     defaults = dataclasses.replace(recipe.config, code=config.code)
     words = ["eve", "pretrain", config.recipe]
     if is_recipe("finetune", config.recipe):
-        words = ["eve", "finetune", config.recipe, "--init", str(config.init)]
-        defaults = dataclasses.replace(defaults, init=config.init)
+        words[1] = "finetune"
+        if config.init is None:
+            words.append("--scratch")
+        else:
+            words += ["--init", str(config.init)]
+            defaults = dataclasses.replace(defaults, init=config.init)
     return shlex.join([*words, *changed_flags(config, defaults)])

@@ -200,7 +200,8 @@ def _set_up(config: Config, device: torch.device, must_resume: bool, accepts_dat
         notes = list(prepared.notes)
         if tokenizer.added:
             notes.append(f"the tokenizer has no {', '.join(tokenizer.added)} of its own: added")
-    if config.init is not None and new_parameters is None:
+    has_start = config.init is not None or config.scratch
+    if has_start and new_parameters is None:
         new_parameters, start_notes = _start(config, task, dataset, device)
         notes += start_notes
     elif config.train.freeze and not checkpoints:

@@ -81,13 +81,14 @@ def _shape_text(model: ModelConfig, sizes: InputConfig) -> str:
 def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
     """Copy the weights of config.init; return the new parameters and a note.
 
-    With config.scratch the weights stay random. Raises UserError if the encoders differ in more
+    With config.scratch the weights stay random, and config.init may be None. Raises UserError if the encoders differ in more
     than config.init_allow_missing allows.
     """
-    assert config.init is not None
     if config.scratch:  # only heads count as new: both sides of a comparison train at equal rates
         heads = [name for name, _ in task.named_parameters() if not name.startswith(ENCODER)]
-        return heads, f"random weights, in the shape of {config.init}"
+        shape = f", in the shape of {config.init}" if config.init is not None else ""
+        return heads, f"random weights{shape}"
+    assert config.init is not None
     folder = checkpoint_folders.chosen_checkpoint(start_folder(config.init))
     processes.from_main(lambda: checkpoint_files.verify(folder))
     start = read_config(folder)

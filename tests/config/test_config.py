@@ -133,6 +133,8 @@ MISTAKES = [
 ]
 TASK_OF = {
     "icons_search": "retrieval",
+    "photos_search": "retrieval",
+    "photos_labels": "classification",
     "search_small": "retrieval",
     "questions_small": "vqa",
     "statements_small": "nlvr2",
@@ -271,7 +273,10 @@ def small_config(**values: Any) -> Config:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"scratch": True}, "scratch limits what --init gives, but there is no --init; name a run"),
+        (
+            {"scratch": True},
+            "scratch has no effect on pre-training, which starts at random weights",
+        ),
         (
             {"train": TrainConfig(head_lr_multiplier=2.0)},
             "train.head_lr_multiplier has no effect without --init: all parameters are new",

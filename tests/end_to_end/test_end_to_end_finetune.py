@@ -204,8 +204,22 @@ def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_pat
     assert tokenizer == (pretrained / "tokenizer.json").read_text()
 
 
+def test_scratch_without_a_run_takes_the_shape_of_the_recipe(eve, tmp_path: Path):
+    shape = ("--input.image-size", 32, "--model.embed-dim", 48, "--tokenizer.vocab-size", 300)
+    command = ("finetune", "photos_search", "--scratch", *shape, *SHORT, "--out", "run")
+    done = eve(*command, "--data.val", "scenes:val")
+    assert done.returncode == 0, done.stderr
+    assert first_note(tmp_path / "run") == "random weights"
+    run = load_run(tmp_path / "run")
+    assert run.config.init is None
+    assert run.config.scratch
+    assert run.config.model.stem == "residual_conv"
+    assert run.tokenizer.vocab_size <= 300  # made for the data
+
+
 def test_mistakes_of_fine_tuning_are_one_line(eve, pretrained, tmp_path: Path):
-    assert "needs --init RUN" in complaint(eve("finetune", "scenes_vqa"))
+    line = complaint(eve("finetune", "scenes_vqa"))
+    assert line.endswith("needs --init RUN to start from, or --scratch to start from random weights")
     start = ("finetune", "scenes_vqa", "--init", pretrained, *SHORT)
     shallow = ("--model.depth", 2, "--model.num-deep-blocks", 1, "--model.no-norm-pre")
     line = complaint(eve(*start, *shallow, "--model.dropout", 0.5))

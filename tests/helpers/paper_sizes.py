@@ -24,6 +24,7 @@ class EncoderShape:
     experts: int = 0
     expert_width: int = 0  # 0: F
     stem: tuple[int, ...] = ()  # channels of convolutions 3 × 3
+    residual_stem: bool = False  # two convolutions 3 × 3 after each but the first
     reductions: tuple[int, ...] = ()  # channels of convolutions 2 × 2, MLIM's
     is_shared: bool = False
 
@@ -101,11 +102,14 @@ def attention(D: int) -> int:
     return 3 * D * D + 2 * D + linear(D, D)
 
 
-def convolution_stem(channels: tuple[int, ...], D: int) -> int:
+def convolution_stem(channels: tuple[int, ...], D: int, *, is_residual: bool = False) -> int:
     """Return the parameters of convolutions 3 × 3, each with a norm, and of a projection."""
     total = linear(D, D)
     for before, after in pairwise(channels):
         total += 9 * before * after + 2 * after
+    if is_residual:
+        for width in channels[2:]:
+            total += 2 * (9 * width * width + 2 * width)
     return total
 
 
@@ -120,7 +124,7 @@ def encoder_parameters(shape: EncoderShape) -> int:
         for before, after in pairwise(shape.reductions):
             patch_embed += 4 * before * after + after
     elif shape.stem:
-        patch_embed = convolution_stem(shape.stem, D)
+        patch_embed = convolution_stem(shape.stem, D, is_residual=shape.residual_stem)
     else:
         patch_embed = linear(3 * shape.patch**2, D)
     image_embed = patch_embed + D + (1 + num_patches) * D + D

@@ -29,6 +29,7 @@ DEMO = replace(
     experts=4,
     expert_width=192,
 )
+PHOTOS = replace(DEMO, image=96, T=24, V=4000, residual_stem=True)
 SHAPES = {
     "base": BASE,
     "large": LARGE,
@@ -46,12 +47,15 @@ SHAPES = {
         T=16,
         V=4000,
     ),
+    "photos": PHOTOS,
+    "photos_32": replace(PHOTOS, depth=4, soft_blocks=2, image=32, patch=4, stem=(3, 96, 192)),
     "tiny": TINY,
 }
 DECODERS = {
     "base": DecoderShape(384, 1536, 4),
     "large": DecoderShape(512, 2048, 8),
     "tiny": DecoderShape(48, 192, 1),
+    "photos": DecoderShape(96, 192, 2),
 }
 SMALL_DECODER = DecoderShape(96, 192, 1)
 LOSSES = {
@@ -65,6 +69,8 @@ HEADS = {
     "demo_retrieval": "contrast",
     "icons_search": "contrast",
     "search_small": "contrast",
+    "photos_search": "contrast",
+    "photos_labels": "labels",
     "questions_small": "labels",
     "statements_small": "concatenated",
     "labels_small": "labels",
@@ -97,9 +103,13 @@ def head_of(recipe: str) -> str:
 @pytest.mark.parametrize("name", recipes_of_eve("pretrain"))
 def test_pretraining_recipes_have_the_parameters_computed_by_hand(name):
     family, _, variant = name.partition("_")
-    has_experts = not (variant and family in ("demo", "scenes"))  # baselines have none
-    shape = SHAPES[family] if has_experts else SHAPES[f"{family}_words"]
-    losses = ("mlm",) if name in WITHOUT_PIXELS else LOSSES[variant]
+    if name == "photos_32":
+        shape = SHAPES[name]
+        losses = ("mim",)
+    else:
+        has_experts = not (variant and family in ("demo", "scenes"))  # baselines have none
+        shape = SHAPES[family] if has_experts else SHAPES[f"{family}_words"]
+        losses = ("mlm",) if name in WITHOUT_PIXELS else LOSSES[variant]
     decoder = DECODERS.get(family, SMALL_DECODER)
     heads = paper_sizes.pretraining_head_parameters(losses, shape, decoder)
     expected = paper_sizes.encoder_parameters(shape) + heads

@@ -72,6 +72,19 @@ def test_pretraining_command_makes_the_same_config(
         assert trained_configs.pop() == config
 
 
+def test_command_of_a_run_from_random_weights_makes_the_same_config(
+    tmp_path: Path, monkeypatch, trained_configs: list[Config]
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["photos_vqa", "--scratch", "--data.train", "scenes:train", "--data.val", "scenes:val"]
+    run_finetune([*words, "--train.lr", "0.002"])
+    config = trained_configs.pop()
+    command = shlex.split(command_line(config))
+    assert command[:4] == ["eve", "finetune", "photos_vqa", "--scratch"]
+    run_finetune(command[2:])
+    assert trained_configs == [config]
+
+
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
 def test_finetuning_command_on_the_page_makes_the_same_config(
     task: str,

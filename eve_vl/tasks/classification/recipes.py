@@ -1,7 +1,14 @@
 """Recipes of classification."""
 
-from eve_vl.config import Config
-from eve_vl.recipes.settings import OF_YOURS, at_paper_scale, at_small_scale, changed, starts_from
+from eve_vl.config import Config, DataConfig
+from eve_vl.recipes.settings import (
+    MUON,
+    OF_YOURS,
+    at_paper_scale,
+    at_small_scale,
+    changed,
+    starts_from,
+)
 from eve_vl.tasks.classification.config import ClassificationConfig
 
 
@@ -30,6 +37,20 @@ def demo_classification(init: Config) -> Config:
     """
     return at_small_scale(
         init, "demo_classification", ClassificationConfig(multilabel=True), steps=300, validations=2
+    )
+
+
+@starts_from("photos_32")
+def photos_labels(init: Config) -> Config:
+    """One label for each photograph of 32 pixels, as examples/photos builds them from CIFAR-10.
+
+    eve finetune photos_labels --init runs/photos_32 \\
+        --data.train cifar10/train.parquet --data.val held-out
+    """
+    data = DataConfig(train=("cifar10/train.parquet",), crop_scale=(0.5, 1.0), **OF_YOURS)
+    training = MUON | {"batch_size": 128, "lr": 1e-3, "weight_decay": 0.05, "ema_decay": 0.99}
+    return at_small_scale(
+        init, "photos_labels", ClassificationConfig(), data, steps=1500, **training
     )
 
 

@@ -92,6 +92,26 @@ def icons_search(init: Config) -> Config:
     )
 
 
+@starts_from("photos")
+def photos_search(init: Config) -> Config:
+    """Search in photographs by captions, ITC only.
+
+    Without --init, --scratch gives random weights in the shape of `photos`.
+
+    eve finetune photos_search --scratch \\
+        --data.train flickr8k/train.parquet --data.val flickr8k/val.parquet
+    """
+    data = DataConfig(
+        train=("flickr8k/train.parquet",),
+        val=("flickr8k/val.parquet",),
+        crop_scale=(0.5, 1.0),
+        augment="color",
+    )
+    training = FAST_CONTRAST | {"weight_decay": 0.05, "ema_decay": 0.99, "lr": 2e-3}
+    task = replace(CONTRAST_ONLY, dedup_captions=False)
+    return at_small_scale(init, "photos_search", task, data, steps=1500, **training)
+
+
 @starts_from("demo")
 def search_small(init: Config) -> Config:
     """Search in a few thousand images of your own: minutes; R@1 0.71, 0.71 on icons.

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from eve_vl.config import Config
+from eve_vl.config import Config, DataConfig
 from eve_vl.recipes.settings import (
     FAST_ANSWERS,
     MUON,
@@ -64,6 +64,20 @@ def easy_vqa(init: Config) -> Config:
     """
     data = replace(SCENES, train=("easyvqa/train.jsonl",), val=("held-out",))
     return at_small_scale(init, "easy_vqa", VQAConfig(), data, steps=2400, **MUON)
+
+
+@starts_from("photos")
+def photos_vqa(init: Config) -> Config:
+    """Questions about indoor photographs, as examples/photos builds them from DAQUAR.
+
+    eve finetune photos_vqa --init runs/photos \\
+        --data.train daquar/train.parquet --data.val held-out
+    """
+    data = DataConfig(
+        train=("daquar/train.parquet",), crop_scale=(0.5, 1.0), augment="color", **OF_YOURS
+    )
+    task = VQAConfig(min_answer_count=1)
+    return at_small_scale(init, "photos_vqa", task, data, steps=800, **FAST_ANSWERS)
 
 
 @starts_from("demo")
