@@ -81,8 +81,8 @@ def _shape_text(model: ModelConfig, sizes: InputConfig) -> str:
 def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
     """Copy the weights of config.init; return the new parameters and a note.
 
-    With config.scratch the weights stay random, and config.init may be None. Raises UserError if the encoders differ in more
-    than config.init_allow_missing allows.
+    With config.scratch the weights stay random, and config.init may be None. Raises UserError if
+    the encoders differ in more than config.init_allow_missing allows.
     """
     if config.scratch:  # only heads count as new: both sides of a comparison train at equal rates
         heads = [name for name, _ in task.named_parameters() if not name.startswith(ENCODER)]

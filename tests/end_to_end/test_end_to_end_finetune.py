@@ -219,7 +219,7 @@ def test_scratch_without_a_run_takes_the_shape_of_the_recipe(eve, tmp_path: Path
 
 def test_mistakes_of_fine_tuning_are_one_line(eve, pretrained, tmp_path: Path):
     line = complaint(eve("finetune", "scenes_vqa"))
-    assert line.endswith("needs --init RUN to start from, or --scratch to start from random weights")
+    assert line.endswith("or --scratch to start from random weights")
     start = ("finetune", "scenes_vqa", "--init", pretrained, *SHORT)
     shallow = ("--model.depth", 2, "--model.num-deep-blocks", 1, "--model.no-norm-pre")
     line = complaint(eve(*start, *shallow, "--model.dropout", 0.5))
