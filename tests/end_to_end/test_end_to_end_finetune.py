@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from eve_vl import Eve
+from eve_vl.config import EveModelConfig
 from eve_vl.data.row_dataset import eval_positions
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.run.loading import load_run
@@ -213,6 +214,7 @@ def test_scratch_without_a_run_takes_the_shape_of_the_recipe(eve, tmp_path: Path
     run = load_run(tmp_path / "run")
     assert run.config.init is None
     assert run.config.scratch
+    assert isinstance(run.config.model, EveModelConfig)
     assert run.config.model.stem == "residual_conv"
     assert run.tokenizer.vocab_size <= 300  # made for the data
 

@@ -107,7 +107,11 @@ def photos_search(init: Config) -> Config:
         crop_scale=(0.5, 1.0),
         augment="color",
     )
-    training = FAST_CONTRAST | {"weight_decay": 0.05, "ema_decay": 0.99, "lr": 2e-3}
+    training: dict[str, Any] = FAST_CONTRAST | {
+        "weight_decay": 0.05,
+        "ema_decay": 0.99,
+        "lr": 2e-3,
+    }
     task = replace(CONTRAST_ONLY, dedup_captions=False)
     return at_small_scale(init, "photos_search", task, data, steps=1500, **training)
 
