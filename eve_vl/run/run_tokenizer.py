@@ -45,7 +45,8 @@ def _trained_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokeni
     if data.modality == "image" and all(map(generated, data.train)):
         # these sources leave out the captions that the data has
         return train_tokenizer(data.train, data, vocab_size)
-    return tokenizer_of(sources, vocab_size)
+    images_only = data.modality == "image" or getattr(config.task, "inputs", "") == "image"
+    return tokenizer_of(sources, vocab_size, needs_texts=not images_only)
 
 
 def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:
@@ -55,15 +56,21 @@ def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> 
     return tokenizer_of(sources, vocab_size)
 
 
-def tokenizer_of(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
-    """Train a tokenizer on the texts of rows spread evenly over all sources."""
+def tokenizer_of(
+    sources: Sequence[Source[Any]], vocab_size: int, *, needs_texts: bool = True
+) -> Tokenizer:
+    """Train a tokenizer on the texts of rows spread evenly over all sources.
+
+    Without a text it knows the 256 bytes and nothing more, if texts are not needed. Raises
+    UserError.
+    """
     num_rows = sum(map(len, sources))
     stride = max(1, -(-num_rows // (ROWS_PER_TOKEN * vocab_size)))
     texts: list[str] = []
     for source in sources:
         for _, row in usable_rows(source, range(0, len(source), stride)):
             texts += row.texts
-    if not texts:
+    if not texts and needs_texts:
         fix = (
             "name the column of texts with --data.text-column, or a tokenizer with --tokenizer.path"
         )
