@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from equal_compute.data import FAMILIES
 from eve_vl.config import TaskConfig
 from eve_vl.tasks.contrast_match.config import ContrastMatchConfig
 
@@ -46,8 +45,11 @@ STARTS = {
     "phantoms": ("scenes_words", PHANTOMS),
     "emoji": ("emoji", f"{WORDS} {SHALLOW}"),
     "icons": ("icons", ""),
+    "photos": ("photos", ""),
 }
-"""Pre-training recipe and flags by family, without pixels and experts."""
+"""Pre-training recipe and flags by family, without pixels and experts; `photos` has both."""
+MADE_UP = ("scenes", "phantoms", "emoji", "icons")
+"""Families without photographs."""
 PIXELS, EXPERTS = (
     "--task.mim-weight 1 --task.mim-share 0.25",
     "--model.deep-ffn moe --model.expert-ratio 1",
@@ -61,12 +63,14 @@ FINE_TUNING = {
     "phantoms": {"vqa": Stage("scenes_vqa"), "retrieval": SEARCH},
     "emoji": {"retrieval": Stage("search_small", flags="--train.lr 1e-3")},
     "icons": {"retrieval": Stage("icons_search", flags="--train.lr-multipliers encoder.text.* 3")},
+    "photos": {"retrieval": Stage("photos_search")},
 }
 SHARES = {
     "scenes": 0.5,
     "phantoms": 0.5,
     "emoji": 0.4,
     "icons": 0.1,
+    "photos": 0.4,
 }  # share of the budget for pre-training
 # EVE as in the paper: linear patches, experts, MIM next to MLM, [MASK] for every masked token.
 ENCODER = (
@@ -97,7 +101,7 @@ def pretrained(
     *families: str,
 ) -> dict[str, Arm]:
     """Return an arm that pre-trains the shared encoder."""
-    return {family: Arm((start(family, flags, task),)) for family in families or FAMILIES}
+    return {family: Arm((start(family, flags, task),)) for family in families or MADE_UP}
 
 
 def untrained(*families: str, flags: str = "", is_open_clip: bool = False) -> dict[str, Arm]:
@@ -125,28 +129,33 @@ def upcycled(*families: str, flags: str = "") -> dict[str, Arm]:
 ONLY_MASK_TOKENS = "--task.mask-replace-prob 0"
 GENERATED = ("scenes", "phantoms")
 ARMS: dict[str, dict[str, Arm]] = {
-    "words": pretrained(),
+    "words": {
+        **pretrained(),
+        **pretrained("--task.mim-weight 0", None, "photos"),
+    },
     "words+pixels": pretrained(PIXELS),
     "words+experts": pretrained(EXPERTS),
     "words+pixels+experts": pretrained(f"{PIXELS} {EXPERTS}"),
     "words, then experts": upcycled("scenes", "phantoms", "emoji"),
     "words+pixels, then experts": upcycled("scenes", "phantoms", "emoji", flags=PIXELS),
-    "EVE": pretrained(PAPER),
+    "EVE": {**pretrained(PAPER), **pretrained("", None, "photos")},
     "EVE+ITC": pretrained(
         f"{ONLY_MASK_TOKENS} --task.mim-weight 1 --task.itm-weight 0", ContrastMatchConfig
     ),
-    "MLM+ITC+ITM": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 0", ContrastMatchConfig),
+    "MLM+ITC+ITM": pretrained(
+        f"{ONLY_MASK_TOKENS} --task.mim-weight 0", ContrastMatchConfig, *MADE_UP, "photos"
+    ),
     "contrast": {
         **pretrained(
             "--task.mim-weight 0 --task.mlm-weight 0 --task.itm-weight 0",
             ContrastMatchConfig,
             *GENERATED,
         ),
-        **untrained("emoji", "icons"),
+        **untrained("emoji", "icons", "photos"),
     },
-    "nothing": untrained(*GENERATED),  # for emoji and icons it would equal contrast
+    "nothing": untrained(*GENERATED),  # for the others it would equal contrast
     "open_clip": untrained(
-        "scenes", "emoji", "icons", is_open_clip=True
+        "scenes", "emoji", "icons", "photos", is_open_clip=True
     ),  # its context is too short for a phantom's report
 }
 """Arms by name and family of tasks."""

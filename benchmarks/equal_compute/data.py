@@ -1,6 +1,6 @@
 """Data of run.py and benchmarks/paper.
 
-Scenes and phantoms are built in. The examples build emoji and icons.
+Scenes and phantoms are built in. The examples build emoji, icons and photos.
 """
 
 import hashlib
@@ -132,6 +132,14 @@ def icons_dev(folder: Path, out: Path) -> Data:
     return Data(train=str(paths[False]), val=dev, read={"val": {"": dev}, "test": {"": dev}})
 
 
+def flickr8k(folder: Path, _out: Path) -> Data:
+    """Return photographs with five captions each: 5,500, 500 and 1,000 for testing."""
+    train, val, test = (
+        str(folder / "flickr8k" / f"{name}.parquet") for name in ("train", "val", "test")
+    )
+    return Data(train=train, val=val, read={"val": {"": val}, "test": {"": test}})
+
+
 TASKS = {
     "scenes": Task(family="scenes", data=scenes, jobs=("vqa", "nlvr2", "retrieval")),
     "scenes_hard": Task(family="scenes", data=scenes_hard, jobs=("vqa", "nlvr2", "retrieval")),
@@ -140,5 +148,6 @@ TASKS = {
     "emoji_style": Task(family="emoji", data=emoji_style),
     "icons": Task(family="icons", data=icons),
     "icons_dev": Task(family="icons", data=icons_dev),
+    "flickr8k": Task(family="photos", data=flickr8k),
 }
 FAMILIES = tuple(dict.fromkeys(task.family for task in TASKS.values()))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import venv
@@ -35,12 +36,20 @@ from eve_vl.utils.file_io import atomic_folder, read_json, write_file
 
 JOB = "retrieval"
 SCRIPT = Path(__file__).with_name("open_clip_train.py")
-SETTINGS: Mapping[str, Any] = {"batch": 128, "rate": 1e-3, "warmup": 0.1, "patch": 16, "blocks": 1}
+SETTINGS: Mapping[str, Any] = {
+    "batch": 128,
+    "rate": 1e-3,
+    "warmup": 0.1,
+    "patch": 16,
+    "width": 192,
+    "blocks": 1,
+}
 GRID: Mapping[str, Sequence[Any]] = {
     "batch": (64, 128, 256),
     "rate": (5e-4, 1e-3, 2e-3),
     "warmup": (0.05, 0.2),
     "patch": (16, 32),
+    "width": (192,),
     "blocks": (1,),
 }
 TUNED = "open_clip.json"
@@ -89,13 +98,17 @@ def settings_of(out: Path, family: str) -> tuple[dict[str, Any], str]:
 
 
 def write_training(folder: Path, config: Config) -> None:
-    """Write the training images of `config`, decoded at its size, with their captions."""
+    """Write the training images of `config` with their captions.
+
+    They are so large that the smallest crop has the size of the input.
+    """
     if folder.is_dir():
         return
+    side = math.ceil(config.input.image_size / math.sqrt(config.data.crop_scale[0]))
     (source,) = open_sources(config.data.train, config.data, config.input.image_size)
     with atomic_folder(folder) as temporary:
         captions = write_images(
-            temporary, [(source, row) for row in range(min(len(source), MAX_TRAINING))], config
+            temporary, [(source, row) for row in range(min(len(source), MAX_TRAINING))], side
         )
         flips = [
             config.data.flip and not any(map(NAMES_A_SIDE.search, given)) for given in captions
@@ -104,10 +117,10 @@ def write_training(folder: Path, config: Config) -> None:
 
 
 def write_images(
-    folder: Path, places: Sequence[tuple[Source[Any], int]], config: Config
+    folder: Path, places: Sequence[tuple[Source[Any], int]], side: int
 ) -> list[Sequence[str]]:
-    """Write images.npy, uint8 (N, 3, S, S), and return the captions."""
-    side, captions = config.input.image_size, []
+    """Write images.npy, uint8 (N, 3, S, S), and return the captions. side: S, in pixels."""
+    captions = []
     pixels_NCHW = np.lib.format.open_memmap(
         folder / "images.npy", "w+", np.uint8, (len(places), 3, side, side)
     )
@@ -134,7 +147,8 @@ def write_reading(folder: Path, source: str, config: Config) -> None:
         return
     search = searched(source, config)
     with atomic_folder(folder) as temporary:
-        write_images(temporary, [(image.source, image.row) for image in search.images], config)
+        places = [(image.source, image.row) for image in search.images]
+        write_images(temporary, places, config.input.image_size)
         (temporary / "texts.json").write_text(json.dumps({"texts": search.texts}))
 
 
@@ -184,6 +198,7 @@ class OpenClipCell(Cell):
         made_of = (
             source,
             self.config.input.image_size,
+            self.config.data.crop_scale,
             self.config.data.flip,
             hashlib.sha1(rows).hexdigest(),
         )
@@ -218,7 +233,12 @@ class OpenClipCell(Cell):
             **self.settings,
         }
         dtype = str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
-        return flags | {"dtype": dtype, "augment": data.augment, "crop": [*data.crop_scale]}
+        return flags | {
+            "side": self.config.input.image_size,
+            "dtype": dtype,
+            "augment": data.augment,
+            "crop": [*data.crop_scale],
+        }
 
     def refuse_other(self) -> None:
         """Raise UserError if other flags started this training; else write the flags."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WIDTH, HEAD = 192, 64
+HEAD = 64
 VOCABULARY, LONGEST = 49408, 32  # tokens; names are shorter, and padding costs time
 MAX_ASPECT = 4 / 3
 SAVED_EVERY = 60.0  # core-seconds
@@ -48,9 +48,13 @@ def rows_of(step: int, num_rows: int, batch: int, seed: int) -> np.ndarray:
 
 
 def cropped(
-    pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Generator, may_flip_B: np.ndarray
+    pixels_BCHW: Tensor,
+    crop: tuple[float, float],
+    rng: np.random.Generator,
+    may_flip_B: np.ndarray,
+    side: int,
 ) -> Tensor:
-    """Return random crops in [-1, 1] at full size, some of them mirrored.
+    """Return random crops in [-1, 1] of `side` pixels, some of them mirrored.
 
     crop: least and largest share of the area. The aspect ratio is at most 4/3. Half of the images
     that allow it are mirrored.
@@ -63,7 +67,8 @@ def cropped(
     mirror_B = np.where(may_flip_B & (rng.random(B) < 0.5), -1, 1)
     if crop == (1, 1):
         is_mirrored = torch.from_numpy(mirror_B < 0)[:, None, None, None]
-        return torch.where(is_mirrored, pixels_BCHW.flip(3), pixels_BCHW)
+        mirrored_BCHW = torch.where(is_mirrored, pixels_BCHW.flip(3), pixels_BCHW)
+        return resized(mirrored_BCHW, side)
     zero_B = np.zeros(B)
     theta_B23 = np.stack(
         [
@@ -73,7 +78,7 @@ def cropped(
         1,
     )
     grid = F.affine_grid(
-        torch.from_numpy(theta_B23).float(), list(pixels_BCHW.shape), align_corners=False
+        torch.from_numpy(theta_B23).float(), [B, 3, side, side], align_corners=False
     )
     return F.grid_sample(pixels_BCHW, grid, padding_mode="border", align_corners=False)
 
@@ -129,6 +134,29 @@ def lightest(pixels_BCHW: Tensor) -> Tensor:
     return torch.maximum(torch.maximum(rows[..., 2:], rows[..., :-2]), rows[..., 1:-1])
 
 
+def color_jittered(pixels_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
+    """Change brightness, contrast and saturation of uint8 images by up to 40 %, in random order.
+
+    Equals `color_jitter` of eve_vl.data.augmentations, but for the rounding.
+    """
+    luma_13 = torch.tensor([[0.2989, 0.587, 0.114]])
+    changed = []
+    for image_CHW in pixels_BCHW.float():
+        pixels_CHW = image_CHW
+        factors = rng.uniform(0.6, 1.4, 3)
+        for number in rng.permutation(3):
+            factor = float(factors[number])
+            if number == 0:
+                other = torch.zeros(())
+            else:
+                other = (luma_13 @ pixels_CHW.flatten(1)).view(1, *pixels_CHW.shape[1:])
+                if number == 1:
+                    other = other.mean()
+            pixels_CHW = factor * pixels_CHW + (1 - factor) * other
+        changed.append(pixels_CHW)
+    return torch.stack(changed).round().clamp(0, 255).byte()
+
+
 AUGMENTATIONS = {
     "none": lambda pixels_BCHW, _: pixels_BCHW,
     "random_ink": lambda pixels_BCHW, rng: random_inked(
@@ -138,37 +166,43 @@ AUGMENTATIONS = {
         pixels_BCHW, rng.random((len(pixels_BCHW), 5))
     ),
 }
+AUGMENTATIONS["color"] = color_jittered
 AUGMENTATIONS["ink_strokes"] = lambda pixels_BCHW, rng: AUGMENTATIONS["strokes"](
     AUGMENTATIONS["random_ink"](pixels_BCHW, rng), rng
 )
 
 
-def loaded(folder: Path, patch: int) -> Tensor:
-    """Return the images of a folder, smaller if the patch does not divide their side."""
-    pixels_NCHW = torch.from_numpy(np.load(folder / "images.npy"))
-    side = pixels_NCHW.shape[-1] // patch * patch
+def loaded(folder: Path, side: int) -> Tensor:
+    """Return the images of a folder at another side, uint8 (N, 3, S, S)."""
+    return resized(torch.from_numpy(np.load(folder / "images.npy")), side)
+
+
+def resized(pixels_NCHW: Tensor, side: int) -> Tensor:
+    """Return square images at another side."""
     if side == pixels_NCHW.shape[-1]:
         return pixels_NCHW
     return F.interpolate(pixels_NCHW, (side, side), mode="bilinear", antialias=True)
 
 
-def build(open_clip: object, side: int, patch: int, blocks: int, context: int) -> torch.nn.Module:
-    """Return open_clip's model at the width of our encoder."""
+def build(
+    open_clip: object, side: int, patch: int, width: int, blocks: int, context: int
+) -> torch.nn.Module:
+    """Return open_clip's model."""
     make = open_clip.CLIP  # pyright: ignore[reportAttributeAccessIssue]
     return make(
-        embed_dim=WIDTH,
+        embed_dim=width,
         vision_cfg={
             "image_size": side,
             "patch_size": patch,
-            "width": WIDTH,
+            "width": width,
             "layers": blocks,
             "head_width": HEAD,
         },
         text_cfg={
             "context_length": context,
             "vocab_size": VOCABULARY,
-            "width": WIDTH,
-            "heads": WIDTH // HEAD,
+            "width": width,
+            "heads": width // HEAD,
             "layers": blocks,
         },
     )
@@ -212,6 +246,8 @@ def arguments() -> argparse.Namespace:
     add("--rate", type=float, required=True)
     add("--warmup", type=float, required=True, help="share of the budget")
     add("--patch", type=int, required=True, help="pixels")
+    add("--side", type=int, required=True, help="pixels of the input")
+    add("--width", type=int, required=True, help="of each tower and of the features")
     add("--blocks", type=int, required=True, help="of each tower")
     add("--crop", type=float, nargs=2, required=True)
     add("--augment", choices=AUGMENTATIONS, required=True)
@@ -243,10 +279,12 @@ def train(
     loss_of: torch.nn.Module,
     pixels_NCHW: Tensor,
     texts: tuple[Any, ...],
+    side: int,
 ) -> dict[str, float]:
     """Train for the budget; return core-seconds, steps, pairs and loss.
 
-    Resumes from the last save if there is one. texts: result of `tokenized`.
+    Resumes from the last save if there is one. texts: result of `tokenized`. side: pixels of the
+    input.
     """
     ids_TT, starts_N, may_flip_N = texts
     optimizer, state_file, used, step, loss = (
@@ -283,7 +321,7 @@ def train(
             starts_N[rows_B] + (rng.random(args.batch) * np.diff(starts_N)[rows_B]).astype(int)
         ]
         images_BCHW = AUGMENTATIONS[args.augment](pixels_NCHW[rows_B], rng)
-        images_BCHW = cropped(images_BCHW, tuple(args.crop), rng, may_flip_N[rows_B])
+        images_BCHW = cropped(images_BCHW, tuple(args.crop), rng, may_flip_N[rows_B], side)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(used / args.budget, args.rate, args.warmup)
         optimizer.zero_grad(set_to_none=True)
@@ -314,17 +352,16 @@ def main() -> None:
     open_clip = importlib.import_module("open_clip")
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    pixels_NCHW, tokenizer = (
-        loaded(args.data, args.patch),
-        open_clip.SimpleTokenizer(context_length=LONGEST),
-    )
+    tokenizer = open_clip.SimpleTokenizer(context_length=LONGEST)
     texts = tokenized(args.data, tokenizer)
     context = texts[0].shape[1]
-    model = build(open_clip, pixels_NCHW.shape[-1], args.patch, args.blocks, context)
-    result = train(args, model, open_clip.ClipLoss(), pixels_NCHW, texts)
+    side = args.side // args.patch * args.patch  # smaller if the patch does not divide it
+    model = build(open_clip, side, args.patch, args.width, args.blocks, context)
+    pixels_NCHW = torch.from_numpy(np.load(args.data / "images.npy"))
+    result = train(args, model, open_clip.ClipLoss(), pixels_NCHW, texts, side)
 
     model.eval()
-    pixels_NCHW = loaded(args.read, args.patch)
+    pixels_NCHW = loaded(args.read, side)
     read = json.loads((args.read / "texts.json").read_text())["texts"]
     with torch.no_grad():
         images = [

@@ -4,6 +4,8 @@
     python benchmarks/equal_compute/run.py --tasks emoji emoji_style --emoji emoji --budgets 500 1000 2000 --on test
     python benchmarks/equal_compute/run.py --tasks icons --icons icons --budgets 1500 --tune
     python benchmarks/equal_compute/run.py --tasks icons --icons icons --budgets 1500 4800 --on test
+    python benchmarks/equal_compute/run.py --tasks flickr8k --photos photos --budgets 1500 --on test \
+        --arms EVE contrast words MLM+ITC+ITM open_clip
 
 An arm is a row of the table in arms.py. It lists stages; each stage is a recipe, command line flags
 and a share of the budget. The last stage is fine-tuning and gets the remaining share. BUDGET covers

@@ -19,7 +19,9 @@ from eve_vl.pages.rendering import TEMPLATES, Section
 from eve_vl.systems.medical.phantoms.generator import NO_MEDICINE
 from eve_vl.utils.file_io import read_json
 
-SHOWN = re.compile(rf"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10))(?P<suffix>{SEEN}|{NOVEL})?")
+SHOWN = re.compile(
+    rf"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10)|r_mean)(?P<suffix>{SEEN}|{NOVEL})?"
+)
 IMAGE_ABLATED = {
     "majority": "one answer to all",
     "blind": "by the same question",

@@ -339,12 +339,15 @@ def test_open_clip_gets_the_images_of_our_runs(table, tmp_path):
     open_clip.write_training(tmp_path / "train", config)
     open_clip.write_reading(tmp_path / "read", str(table), config)
     pixels = np.load(tmp_path / "train" / "images.npy")
-    assert (pixels.shape, pixels.dtype) == ((8, 3, 32, 32), np.uint8)
-    assert (pixels == np.load(tmp_path / "read" / "images.npy")).all()
-    assert torch.equal(script.loaded(tmp_path / "read", 16), torch.from_numpy(pixels))
-    smaller = script.loaded(tmp_path / "read", 12)
+    assert config.data.crop_scale[0] == 0.7
+    assert (pixels.shape, pixels.dtype) == ((8, 3, 39, 39), np.uint8)  # 39 · √0.7 > 32
+    read = np.load(tmp_path / "read" / "images.npy")
+    assert (read.shape, read.dtype) == ((8, 3, 32, 32), np.uint8)
+    assert read.mean() == pytest.approx(pixels.mean(), abs=2)
+    assert torch.equal(script.loaded(tmp_path / "read", 32), torch.from_numpy(read))
+    smaller = script.loaded(tmp_path / "read", 24)
     assert (smaller.shape, smaller.dtype) == ((8, 3, 24, 24), torch.uint8)
-    assert smaller.float().mean() == pytest.approx(pixels.mean(), abs=2)
+    assert smaller.float().mean() == pytest.approx(read.mean(), abs=2)
     trained_texts = json.loads((tmp_path / "train" / "texts.json").read_text())
     assert trained_texts["captions"] == NAMES
     read_texts = json.loads((tmp_path / "read" / "texts.json").read_text())
@@ -355,13 +358,15 @@ def test_open_clip_crops_are_boxes_of_the_image():
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(4, 3, 16, 16)
     whole_size = (1.0, 1.0)
     never = np.zeros(4, bool)
-    whole = script.cropped(pixels, whole_size, np.random.default_rng(0), never)
+    whole = script.cropped(pixels, whole_size, np.random.default_rng(0), never, 16)
     assert torch.equal(whole, pixels / 127.5 - 1)
-    for image in script.cropped(pixels, whole_size, np.random.default_rng(0), ~never):
+    small = script.cropped(pixels, whole_size, np.random.default_rng(0), never, 8)
+    assert torch.equal(small, script.resized(whole, 8))
+    for image in script.cropped(pixels, whole_size, np.random.default_rng(0), ~never, 16):
         assert torch.equal(image, whole[0]) or torch.equal(image, whole[0].flip(2))
 
     # a gradient that rises by one from pixel to pixel shows the sides of a crop
-    crops = 127.5 * script.cropped(pixels, (0.5, 0.5), np.random.default_rng(0), never)[:, 0]
+    crops = 127.5 * script.cropped(pixels, (0.5, 0.5), np.random.default_rng(0), never, 16)[:, 0]
     width = crops[:, 8, 9] - crops[:, 8, 8]
     height = (crops[:, 9, 8] - crops[:, 8, 8]) / 16
     assert torch.allclose(width * height, torch.full((4,), 0.5), atol=1e-3)
@@ -397,6 +402,17 @@ def test_open_clip_augments_as_we_do(name: str):
     least, most = (0.3, 0.7) if name == "random_ink" else (0, 0.3)
     assert least <= same < most
     assert torch.equal(script.AUGMENTATIONS["none"](pixels, np.random.default_rng(0)), pixels)
+
+
+def test_open_clip_changes_colours_as_we_do():
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (20, 3, 9, 10), dtype=torch.uint8, generator=random)
+    changed = script.AUGMENTATIONS["color"](pixels, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    for image, new in zip(pixels, changed, strict=True):
+        expected = augment(image, "color", rng)
+        assert (new.int() - expected.int()).abs().max() <= 1
+    assert (changed.float() - pixels.float()).abs().mean() > 5
 
 
 def test_open_clip_refuses_to_resume_with_other_settings_or_rows(table):
